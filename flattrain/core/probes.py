@@ -1,0 +1,34 @@
+"""Randomness as a pure function of (seed, purpose, position): nothing to save, nothing to lose on resume.
+
+A stream is a fresh generator keyed by a hash of its name, so the noise of step 1,000 of seed 3 is the
+same whether the run was interrupted, stacked with other seeds, or started on another machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Generator, Tensor
+
+from flattrain.types import Draw
+
+
+def stream(*key: int | str) -> Generator:
+    """The generator named by `key`, e.g. stream(seed, "batches", block)."""
+    digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=8).digest()
+    return Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def draw(
+    wanted: dict[str, Draw], generator: Generator, dtype: torch.dtype = torch.float32
+) -> dict[str, Tensor]:
+    """Draw every tensor that is wanted, in the order of the dict."""
+    return {name: sample(want, generator, dtype) for name, want in wanted.items()}
+
+
+def sample(want: Draw, generator: Generator, dtype: torch.dtype = torch.float32) -> Tensor:
+    """One tensor: ±1 with equal probability, or standard normal."""
+    if want.kind == "normal":
+        return torch.randn(want.shape, generator=generator, dtype=dtype)
+    return torch.randint(0, 2, want.shape, generator=generator).to(dtype) * 2 - 1

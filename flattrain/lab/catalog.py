@@ -1,0 +1,131 @@
+"""What a recipe may name, and the parameters of each: read from the builders' signatures, without torch.
+
+A registry is a literal table of names to "module:function". The function's keyword parameters, their
+annotations and defaults *are* the schema; they are parsed from the source, so a misspelt key is answered
+in milliseconds and there is no second list to keep in step.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from flattrain.ranges import Refused, refusal, suggest
+
+DATASETS = {
+    "parity": "problems.parity:parity",
+    "digits": "problems.digits:digits",
+    "mnist": "problems.idx:mnist",
+    "fashion_mnist": "problems.idx:fashion_mnist",
+}
+MODELS = {
+    "two_layer": "problems.two_layer:two_layer",
+    "memorising": "problems.two_layer:memorising",
+    "generalising": "problems.two_layer:generalising",
+    "mlp": "problems.networks:mlp",
+    "cnn": "problems.networks:cnn",
+}
+LOSSES = ("cross_entropy", "squared_error", "mean_squared_error")
+OPTIMIZERS = {
+    "sgd": "training.optimizers:sgd",
+    "adam": "training.optimizers:adam",
+    "adamw": "training.optimizers:adamw",
+}
+RULES = {
+    "plain": "rules.plain:plain",
+    "sam": "rules.sam:sam",
+    "m_sam": "rules.sam:m_sam",
+    "label_noise": "rules.noise:label_noise",
+    "weight_noise": "rules.noise:weight_noise",
+}
+PENALTIES = {
+    "relative_flatness": "measures.relative_flatness:relative_flatness",
+    "soft_rank": "measures.soft_rank:soft_rank",
+    "hessian_trace": "measures.hessian_trace:hessian_trace",
+}
+MEASURES = {
+    "train_loss": "measures.loss:loss",
+    "test_loss": "measures.loss:loss",
+    "train_error": "measures.loss:error",
+    "test_error": "measures.loss:error",
+    "two_layer_trace": "measures.two_layer_trace:two_layer_trace",
+    "top_eigenvalue": "measures.top_eigenvalue:top_eigenvalue",
+    "gauss_newton_frobenius": "measures.gauss_newton:gauss_newton_frobenius",
+    "feature_rank": "measures.feature_rank:feature_rank",
+    "weight_norm": "measures.norms:weight_norm",
+    "path_norm": "measures.norms:path_norm",
+    **PENALTIES,
+}
+
+
+class Parameter(NamedTuple):
+    name: str
+    annotation: str
+    required: bool
+
+
+class Choice(NamedTuple):
+    """A name from a registry with its arguments, checked."""
+
+    name: str
+    target: str
+    arguments: dict[str, Any]
+
+
+@lru_cache(maxsize=256)
+def parameters(target: str) -> dict[str, Parameter]:
+    """The keyword parameters of "module:function", from its source."""
+    module, function = target.split(":")
+    path = Path(__file__).parent.parent / (module.replace(".", "/") + ".py")
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef) and node.name == function:
+            pairs = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
+            return {
+                arg.arg: Parameter(
+                    arg.arg, ast.unparse(arg.annotation) if arg.annotation else "", default is None
+                )
+                for arg, default in pairs
+            }
+    raise LookupError(target)
+
+
+def choose(registry: dict[str, str], spec: Any, where: str) -> Choice:
+    """Check `name` or `{name: {parameter: value}}` against the registry; `where` is its place."""
+    if isinstance(spec, str):
+        spec = {spec: {}}
+    if not isinstance(spec, dict) or len(spec) != 1:
+        given = "nothing" if not spec else f"{len(spec)} names" if isinstance(spec, dict) else repr(spec)
+        raise Refused(
+            f"{where}: name exactly one of {', '.join(registry)}, as NAME or {{NAME: {{...}}}}; got {given}"
+        )
+    ((name, arguments),) = spec.items()
+    if name not in registry:
+        raise Refused(f"{where}: unknown {name!r}{suggest(name, registry)}")
+    arguments = {} if arguments is None else arguments
+    if not isinstance(arguments, dict):
+        raise Refused(f"{where}.{name}: must be a table of parameters, got {arguments!r}")
+    known = parameters(registry[name])
+    for key, value in arguments.items():
+        if key not in known:
+            raise Refused(f"{where}.{name}: unknown key {key!r}{suggest(key, known)}")
+        problem = refusal(known[key].annotation, value)
+        if problem:
+            raise Refused(f"{where}.{name}.{key} {problem}")
+    for parameter in known.values():
+        if parameter.required and parameter.name not in arguments:
+            raise Refused(f"{where}.{name}: {parameter.name} is missing")
+    return Choice(name, registry[name], arguments)
+
+
+def build(choice: Choice, **context: Any) -> Any:
+    """Import the builder (and with it torch) and call it; `context` fills what the recipe left open."""
+    module, function = choice.target.split(":")
+    known = parameters(choice.target)
+    extra = {k: v for k, v in context.items() if k in known and choice.arguments.get(k) is None}
+    arguments = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in {**choice.arguments, **extra}.items()
+    }
+    return getattr(importlib.import_module(f"flattrain.{module}"), function)(**arguments)

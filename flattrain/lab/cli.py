@@ -1,0 +1,85 @@
+"""The command line: what each call means, and one line with exit code 2 for what cannot be done."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from flattrain.ranges import Refused, suggest
+
+USAGE = """\
+flattrain: does flatness lead to generalization? Recipes run the trial and give a verdict.
+
+  python -m flattrain list                           the recipes: paper, question, expected time
+  python -m flattrain recipe=NAME                    run one; prints verdicts, writes report.html
+  python -m flattrain recipe=NAME dry_run=true       what would run, and how long it would take
+  python -m flattrain recipe=NAME KEY=VALUE ...      change it: seeds=20 train.lr=0.02 preset=full
+  python -m flattrain report RUN_DIR                 verdicts and report again, from the table alone
+
+  recipe=NAME   a path to a .yaml, or a name from ./recipes or the package
+  out=FOLDER    where results go (default runs/NAME-HASH); the same command resumes there
+  jobs=N        processes (default: one per core)
+  tracking=wandb   log to Weights & Biases: online when logged in, offline otherwise
+  data.root=FOLDER   where data sets lie (default $FLATTRAIN_DATA, else a download)
+
+Start with:  python -m flattrain recipe=quickstart
+"""
+VERBS = ("list", "report", "help")
+
+
+def run(words: list[str]) -> int:
+    """Run one command; the exit code."""
+    try:
+        return _run(words)
+    except Refused as refused:
+        print(f"flattrain: {' '.join(str(refused).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("flattrain: stopped; the same command resumes where it was", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 141
+
+
+def _run(words: list[str]) -> int:
+    if not words or words[0] in ("help", "--help", "-h"):
+        print(USAGE, end="")
+        return 0
+    if words == ["--version"]:
+        from flattrain import __version__
+
+        print(f"flattrain {__version__}")
+        return 0
+    if words[0] == "list":
+        return _list(words[1:])
+    if words[0] == "report":
+        return _report(words[1:])
+    if "=" not in words[0] and not words[0].startswith("-"):
+        raise Refused(f"unknown command {words[0]!r}{suggest(words[0], VERBS)}")
+    from flattrain.lab.compose import composed
+    from flattrain.lab.study import dry_run, study
+
+    recipe = composed(words)
+    command = " ".join(["python -m flattrain", *words])
+    return dry_run(recipe) if recipe.raw["dry_run"] else study(recipe, command)
+
+
+def _list(rest: list[str]) -> int:
+    if rest:
+        raise Refused(f"list takes no arguments, got {' '.join(rest)}")
+    from flattrain.lab import library
+
+    for name, path in library.available().items():
+        raw = library.load(path)
+        minutes = raw.get("minutes") or 0
+        time = f"about {minutes:g} min" if minutes else "time not stated"
+        print(f"{name}\n    {raw.get('title', '')}\n    {raw.get('paper', '')} · {time}")
+    return 0
+
+
+def _report(rest: list[str]) -> int:
+    if len(rest) != 1:
+        raise Refused("report takes one run folder: python -m flattrain report RUN_DIR")
+    from flattrain.lab.study import report_again
+
+    return report_again(Path(rest[0]))

@@ -1,0 +1,173 @@
+"""The composition root: the only place where data, model, objective, rule and trainer meet."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flattrain.core import losses, trees
+from flattrain.core.losses import Loss
+from flattrain.core.probes import stream
+from flattrain.lab import catalog
+from flattrain.problems.split import Model, Split
+from flattrain.problems.two_layer import LayerNormed, TwoLayer
+from flattrain.ranges import Refused
+from flattrain.training import fused, loop, objective
+from flattrain.training.evaluate import evaluate
+from flattrain.training.objective import Penalty
+from flattrain.training.stacked import Seeds, stacked_trainer
+from flattrain.training.trainer import State, Trainer
+from flattrain.types import Measure, Network, Rule, Spectral
+
+
+class Experiment:
+    """One cell, put together: its trainer, and its measures of a state."""
+
+    def __init__(self, spec: dict[str, Any], root: str | None) -> None:
+        self.spec = spec
+        first = spec["first_seed"]
+        self.seeds = list(range(first, first + spec["seeds"]))
+        dtype = getattr(torch, spec["precision"])
+        dataset = _build(catalog.DATASETS, spec["dataset"], root=root)
+        self.splits = [_as(dtype, dataset(seed)) for seed in self.seeds]
+        model: Model = _build(catalog.MODELS, spec["model"])
+        self.module = model.build(self.splits[0]).to(dtype)
+        self.criterion: Loss = getattr(losses, spec["loss"])
+        starts = [
+            model.start(self.module, split, stream(seed, "start"))
+            for seed, split in zip(self.seeds, self.splits, strict=True)
+        ]
+        self.stacked = Seeds(
+            self.seeds,
+            [s.train_x for s in self.splits],
+            [s.train_y for s in self.splits],
+            [{k: v.to(dtype) for k, v in start.items()} for start in starts],
+            [model.buffers(self.module, split) for split in self.splits],
+        )
+        self.trainer = self._trainer()
+
+    def _trainer(self) -> Trainer:
+        spec = self.spec
+        settings = _fused_settings(spec)
+        if settings is not None and fused.available() and fused.covers(self.module):
+            assert isinstance(self.module, TwoLayer)
+            return fused.fused_trainer(self.module, settings, self.stacked)
+        rule: Rule = _build(catalog.RULES, spec["rule"])
+        penalties = [
+            Penalty(_build(catalog.PENALTIES, p["measure"]), p["weight"]) for p in spec["penalties"]
+        ]
+        return stacked_trainer(
+            objective.build(self.module, self.criterion, penalties),
+            rule,
+            _build(catalog.OPTIMIZERS, spec["train"]["optimizer"]),
+            spec["train"]["batch_size"],
+            self.stacked,
+        )
+
+    def stops(self) -> list[int]:
+        train = self.spec["train"]
+        return loop.milestones(train["steps"], train["milestones"], train["spacing"])
+
+    def measures(self, last: bool) -> dict[str, Measure | Spectral]:
+        """The measures of a milestone: those taken along the way, at the end all."""
+        entries = self.spec["measures"]["along"] + (self.spec["measures"]["end"] if last else [])
+        return {name: measure for name, measure in map(self._measure, entries)}
+
+    def _measure(self, entry: Any) -> tuple[str, Measure | Spectral]:
+        choice = catalog.choose(catalog.MEASURES, entry, "measures")
+        if choice.name == "two_layer_trace" and isinstance(self.module, LayerNormed):
+            return "two_layer_trace", catalog.build(choice, clamp=self.module.clamp)
+        return choice.name, catalog.build(choice)
+
+    def measure(self, state: State) -> loop.Rows:
+        """One row per seed and quantity."""
+        rows: loop.Rows = []
+        wanted = self.measures(state.step == self.spec["train"]["steps"])
+        for k, (seed, split) in enumerate(zip(self.seeds, self.splits, strict=True)):
+            params = trees.pick(state.params, k)
+            network = Network(self.module, self.criterion, params, self.stacked.buffers[k])
+            for name, measure in wanted.items():
+                test = name.startswith("test_")
+                x, y = (split.test_x, split.test_y) if test else (split.train_x, split.train_y)
+                found = evaluate(measure, network, x, y, (seed, name, state.step))
+                rows.append(
+                    {
+                        "seed": seed,
+                        "step": state.step,
+                        "quantity": name,
+                        "value": float(found.value),
+                        "standard_error": float(found.standard_error),
+                    }
+                )
+        return rows
+
+    def definitions(self) -> dict[str, str]:
+        """What each quantity is, in words."""
+        out = {}
+        for name, measure in self.measures(last=True).items():
+            split = "test" if name.startswith("test_") else "training"
+            out[name] = f"{measure.definition}; on the {split} examples, evaluation mode"
+        return out
+
+
+def run_cell(
+    spec: dict[str, Any],
+    root: str | None,
+    checkpoint: Path,
+    progress: Callable[[int], None],
+) -> dict[str, Any]:
+    """Train and measure one cell; resumes from `checkpoint`."""
+    began = time.monotonic()
+    experiment = Experiment(spec, root)
+    rows = loop.run(
+        experiment.trainer,
+        experiment.stops(),
+        experiment.measure,
+        checkpoint=checkpoint,
+        progress=progress,
+    )
+    return {
+        "rows": rows,
+        "backend": experiment.trainer.backend,
+        "definitions": experiment.definitions(),
+        "seconds": round(time.monotonic() - began, 3),
+    }
+
+
+def _build(registry: dict[str, str], spec: Any, **context: Any) -> Any:
+    return catalog.build(catalog.choose(registry, spec, "cell"), **context)
+
+
+def _as(dtype: torch.dtype, split: Split) -> Split:
+    x, y, tx, ty = (
+        t.to(dtype) if torch.is_floating_point(t) else t for t in split[:4]
+    )
+    return Split(x, y, tx, ty, split.outputs)
+
+
+def _fused_settings(spec: dict[str, Any]) -> fused.Settings | None:
+    """The kernel's settings, or None where a cell asks for something it does not do."""
+    ((optimizer, options),) = spec["train"]["optimizer"].items()
+    ((rule, knobs),) = spec["rule"].items()
+    plain_sgd = optimizer == "sgd" and not options.get("momentum") and not options.get("weight_decay")
+    if not (
+        plain_sgd
+        and spec["backend"] == "auto"
+        and spec["train"]["batch_size"] == 1
+        and spec["loss"] == "squared_error"
+        and not spec["penalties"]
+    ):
+        return None
+    lr = options["lr"]
+    if rule == "plain":
+        return fused.Settings(lr)
+    if rule == "sam" or (rule == "m_sam" and knobs.get("m", 1) == 1):
+        return fused.Settings(lr, rho=knobs.get("rho", 0.05))
+    if rule == "label_noise":
+        return fused.Settings(lr, delta=knobs.get("delta", 0.5))
+    return None
+

@@ -1,0 +1,37 @@
+"""The mean loss, and the zero-one error of the predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from flattrain.ranges import Refused
+from flattrain.types import Estimate, Measure, Seen, Statistic
+
+
+def _loss(seen: Seen, noise: Mapping[str, Tensor]) -> Statistic:
+    return {"loss": seen.loss}
+
+
+def _error(seen: Seen, noise: Mapping[str, Tensor]) -> Statistic:
+    if seen.criterion.error is None:
+        raise Refused(f"the loss {seen.criterion.name!r} does not say what an error is")
+    return {"error": seen.criterion.error(seen.outputs, seen.target)}
+
+
+def loss() -> Measure:
+    """L = (1/n) Σ ℓ(f(x_i), y_i)."""
+    return Measure(
+        "loss", _loss, lambda s: Estimate(s["loss"]), "mean loss over the examples"
+    )
+
+
+def error() -> Measure:
+    """Share of wrong predictions: argmax ≠ label, or y f(x) ≤ 0 for ±1 targets."""
+    return Measure(
+        "error",
+        _error,
+        lambda s: Estimate(s["error"]),
+        "share of wrong predictions; an output of exactly 0 is wrong",
+    )

@@ -1,0 +1,1 @@
+"""Ring 2: what is learnt. Data sets, networks and their starting points."""

@@ -1,0 +1,69 @@
+"""Small standard networks: a multi-layer perceptron and a convolutional net."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from itertools import pairwise
+from typing import Literal
+
+from torch import nn
+
+from flattrain.problems import start
+from flattrain.problems.split import Model, Split
+from flattrain.ranges import Count, Refused, checked
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "tanh": nn.Tanh,
+    "softplus": nn.Softplus,
+    "gelu": nn.GELU,
+}
+
+
+@checked
+def mlp(
+    *,
+    widths: tuple[int, ...] = (64,),
+    activation: Literal["relu", "tanh", "softplus", "gelu"] = "relu",
+) -> Model:
+    """Linear layers `hidden1`, `hidden2`, … and `head` on flattened inputs."""
+    if not widths or min(widths) < 1:
+        raise Refused(f"mlp: widths must be a list of whole numbers >= 1, got {list(widths)}")
+
+    def build(split: Split) -> nn.Module:
+        sizes = [math.prod(split.train_x.shape[1:]), *widths]
+        parts: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
+        for k, (inputs, outputs) in enumerate(pairwise(sizes), start=1):
+            parts[f"hidden{k}"] = nn.Linear(inputs, outputs)
+            parts[f"act{k}"] = ACTIVATIONS[activation]()
+        parts["head"] = nn.Linear(sizes[-1], split.outputs)
+        return nn.Sequential(parts)
+
+    return Model(build, start.default)
+
+
+@checked
+def cnn(*, channels: tuple[int, ...] = (8, 16)) -> Model:
+    """3×3 convolutions, each with ReLU and 2×2 max-pooling, then the linear `head`."""
+    if not channels or min(channels) < 1:
+        raise Refused(f"cnn: channels must be a list of whole numbers >= 1, got {list(channels)}")
+
+    def build(split: Split) -> nn.Module:
+        shape = tuple(split.train_x.shape[1:])
+        if len(shape) != 3:
+            raise Refused(f"cnn takes images (channels, height, width), the data set gives {shape}")
+        side = min(shape[1:]) >> len(channels)
+        if side < 1:
+            raise Refused(f"cnn: {len(channels)} poolings are too many for images of {shape[1:]}")
+        parts: OrderedDict[str, nn.Module] = OrderedDict()
+        for k, (inputs, outputs) in enumerate(pairwise((shape[0], *channels)), start=1):
+            parts[f"conv{k}"] = nn.Conv2d(inputs, outputs, 3, padding=1)
+            parts[f"act{k}"] = nn.ReLU()
+            parts[f"pool{k}"] = nn.MaxPool2d(2)
+        parts["flatten"] = nn.Flatten()
+        pixels = math.prod(s >> len(channels) for s in shape[1:])
+        parts["head"] = nn.Linear(channels[-1] * pixels, split.outputs)
+        return nn.Sequential(parts)
+
+    return Model(build, start.default)

@@ -1,0 +1,36 @@
+"""The contracts of this ring: a data set gives a `Split` per seed, a model a network and its start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Generator, Tensor, nn
+
+from flattrain.types import Params
+
+
+class Split(NamedTuple):
+    """Training and test examples of one seed. `outputs` is the number of outputs a network needs."""
+
+    train_x: Tensor
+    train_y: Tensor
+    test_x: Tensor
+    test_y: Tensor
+    outputs: int
+
+
+DataSet = Callable[[int], Split]
+
+
+class Model(NamedTuple):
+    """`build(split)` gives the module, `start(module, split, generator)` its parameters,
+
+    `buffers(module, split)` whatever else of the split the forward pass sees.
+    """
+
+    build: Callable[[Split], nn.Module]
+    start: Callable[[nn.Module, Split, Generator], Params]
+    buffers: Callable[[nn.Module, Split], Params] = lambda module, split: dict(
+        module.named_buffers()
+    )

@@ -1,0 +1,59 @@
+"""Sharpness-aware minimisation (Foret et al. 2021) and its m-sharpness form.
+
+    sam     g = ∇L(θ + ρ ∇L(θ)/‖∇L(θ)‖)                         one ascent for the whole batch
+    m_sam   g = mean over groups of m examples of sam's g        m = 1: one ascent per example
+
+The norm is over all parameters together. Where the gradient is exactly zero there is no direction to
+ascend and g = ∇L(θ); elsewhere no constant is added to the norm.
+"""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from torch import Tensor
+from torch.func import vmap
+
+from flattrain.core import trees
+from flattrain.ranges import Count, NonNegative, Refused, checked
+from flattrain.types import Batch, GradFn, Logs, Params, Rule
+
+
+def _ascent(grad_fn: GradFn, rho: float) -> GradFn:
+    def gradient(params: Params, batch: Batch) -> tuple[Params, Logs]:
+        g, logs = grad_fn(params, batch)
+        size = trees.norm(g)
+        scale = torch.where(size > 0, rho / size.clamp(min=torch.finfo(size.dtype).tiny), 0.0)
+        ascended, after = grad_fn(trees.axpy(scale, g, params), batch)
+        return ascended, logs | {f"ascended/{k}": v for k, v in after.items()}
+
+    return gradient
+
+
+@checked
+def sam(*, rho: NonNegative = 0.05) -> Rule:
+    """SAM with radius ρ; ρ = 0 is the plain gradient."""
+    return Rule(lambda grad_fn: _ascent(grad_fn, rho))
+
+
+@checked
+def m_sam(*, rho: NonNegative = 0.05, m: Count = 1) -> Rule:
+    """SAM with one ascent per group of m consecutive examples; m = 1 is per-example SAM."""
+
+    def wrap(grad_fn: GradFn) -> GradFn:
+        one = _ascent(grad_fn, rho)
+
+        def gradient(params: Params, batch: Batch) -> tuple[Params, Logs]:
+            if len(batch.y) % m:
+                raise Refused(f"m_sam: the batch of {len(batch.y)} is not a multiple of m = {m}")
+            groups = Batch(_grouped(batch.x, m), _grouped(batch.y, m), batch.noise)
+            grads, logs = vmap(one, in_dims=(None, Batch(0, 0, None)))(params, groups)
+            return {k: v.mean(0) for k, v in grads.items()}, {k: v.mean(0) for k, v in logs.items()}
+
+        return gradient
+
+    return Rule(wrap)
+
+
+def _grouped(t: Tensor, m: int) -> Tensor:
+    return rearrange(t, "(groups m) ... -> groups m ...", m=m)

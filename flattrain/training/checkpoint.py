@@ -1,0 +1,59 @@
+"""Checkpoints: one safetensors file whose header carries the rest as JSON, replaced atomically.
+
+Nothing that is loaded can execute. A file that is not whole is as good as none: the cell starts again,
+and since everything random is a function of the step, it arrives at the same numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from flattrain.training.trainer import State
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write beside, flush to the disk, and rename: readers see the old file or the new one."""
+    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(beside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def save_state(path: Path, state: State, extra: Any) -> None:
+    """Store `state` and the JSON value `extra`."""
+    tensors = {f"params.{k}": v.contiguous() for k, v in state.params.items()}
+    tensors |= {f"optimizer.{i}": v.contiguous().clone() for i, v in enumerate(state.optimizer)}
+    header = {"flattrain": json.dumps({"step": state.step, "extra": extra})}
+    write_atomically(path, save(tensors, metadata=header))
+
+
+def load_state(path: Path) -> tuple[State, Any] | None:
+    """What `save_state` stored, or None when there is no whole checkpoint."""
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads(file.metadata()["flattrain"])
+            names = list(file.keys())
+            params = {
+                n.removeprefix("params."): file.get_tensor(n)
+                for n in names
+                if n.startswith("params.")
+            }
+            count = sum(n.startswith("optimizer.") for n in names)
+            optimizer = [file.get_tensor(f"optimizer.{i}") for i in range(count)]
+        return State(header["step"], params, optimizer), header["extra"]
+    except (SafetensorError, KeyError, TypeError, ValueError):
+        return None

@@ -1,0 +1,88 @@
+"""A measure of a network over a whole data set: reduce(Σ_b (n_b / n) · statistic(batch b)).
+
+Nothing is trained or changed: the parameters are detached copies, and the module's mode is restored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from flattrain.core.functional import see
+from flattrain.core.operators import hessian
+from flattrain.core.probes import draw, stream
+from flattrain.training.objective import layers_of
+from flattrain.types import Estimate, Measure, Network, Params, Seen, Spectral
+
+CHUNK = 2048
+
+Key = tuple[int | str, ...]
+
+
+def evaluate(
+    measure: Measure | Spectral, network: Network, x: Tensor, y: Tensor, key: Key
+) -> Estimate:
+    """The measure on the examples (x, y); `key` names the stream of its probes."""
+    was_training = network.module.training
+    network.module.eval()
+    try:
+        over = _operator if isinstance(measure, Spectral) else _mean
+        return over(measure, network, x, y, key)  # type: ignore[operator]
+    finally:
+        network.module.train(was_training)
+
+
+def _mean(measure: Measure, network: Network, x: Tensor, y: Tensor, key: Key) -> Estimate:
+    total: dict[str, Tensor] = {}
+    layers = layers_of(network.module, measure)
+    for k, (bx, by) in enumerate(_chunks(x, y)):
+        live = {n: p.detach().requires_grad_() for n, p in network.params.items()}
+        with torch.enable_grad():
+            seen = _see(network, live, bx, by, layers)
+            statistic = measure.statistic(seen, _noise(measure, seen, k, key))
+        for name, value in statistic.items():
+            part = value.detach() * (len(bx) / len(x))
+            total[name] = total[name] + part if name in total else part
+    return measure.reduce(total)
+
+
+def _operator(measure: Spectral, network: Network, x: Tensor, y: Tensor, key: Key) -> Estimate:
+    def loss(live: Params, bx: Tensor, by: Tensor) -> Tensor:
+        return _see(network, live, bx, by).loss
+
+    matvec, dim = hessian(loss, network.params, list(_chunks(x, y)))
+    dtype = next(iter(network.params.values())).dtype
+    return measure.estimate(lambda v: matvec(v.to(dtype)), dim, stream(*key, "lanczos"))
+
+
+def _see(
+    network: Network, live: Params, x: Tensor, y: Tensor, layers: tuple[str, ...] = ()
+) -> Seen:
+    return see(
+        network.module,
+        network.criterion,
+        x,
+        y,
+        layers=layers,
+        params=live,
+        buffers=network.buffers,
+        higher_order=True,
+    )
+
+
+def _noise(measure: Measure, seen: Seen, chunk: int, key: Key) -> dict[str, Tensor]:
+    # Probes over parameters are the same for every chunk, so their quadratic forms add up to that of
+    # the whole set; probes over examples come from a stream of the chunk.
+    wanted = measure.draws(seen)
+    shared = {n: d for n, d in wanted.items() if not d.per_example}
+    own = {n: d for n, d in wanted.items() if d.per_example}
+    dtype = seen.loss.dtype
+    return draw(shared, stream(*key, "probes"), dtype) | draw(
+        own, stream(*key, "probes", chunk), dtype
+    )
+
+
+def _chunks(x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    return zip(x.split(CHUNK), y.split(CHUNK), strict=True)

@@ -1,0 +1,56 @@
+"""The one loop: measure at a milestone, step to the next, save by the clock."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from flattrain.training.checkpoint import load_state, save_state
+from flattrain.training.trainer import State, Trainer
+
+Rows = list[dict[str, Any]]
+
+
+def milestones(steps: int, count: int, spacing: str) -> list[int]:
+    """0 and `count` further steps up to `steps`: evenly spaced, or evenly in the logarithm from 10 on."""
+    if steps == 0 or count == 0:
+        return sorted({0, steps})
+    if spacing == "linear":
+        points = [round(steps * k / count) for k in range(1, count + 1)]
+    else:
+        first = min(10, steps)
+        points = [round(first * (steps / first) ** (k / (count - 1))) for k in range(count)] \
+            if count > 1 else [steps]
+    return sorted({0, *points, steps})
+
+
+def run(
+    trainer: Trainer,
+    stops: Sequence[int],
+    measure: Callable[[State], Rows],
+    *,
+    checkpoint: Path | None = None,
+    every_seconds: float = 10.0,
+    progress: Callable[[int], None] = lambda step: None,
+) -> Rows:
+    """Train through `stops`, measuring at each; resume from `checkpoint` if it is there.
+
+    Rows measured before an interruption are kept in the checkpoint, so at most the steps since the last
+    one are taken again, with the same numbers.
+    """
+    found = load_state(checkpoint) if checkpoint else None
+    state, rows = found if found else (trainer.init(), [])
+    measured = {row["step"] for row in rows}
+    saved = time.monotonic()
+    for stop in stops:
+        while state.step < stop:
+            state = trainer.advance(state, stop)
+            progress(state.step)
+            if checkpoint and time.monotonic() - saved > every_seconds:
+                save_state(checkpoint, state, rows)
+                saved = time.monotonic()
+        if stop not in measured:
+            rows = rows + measure(state)
+    return rows

@@ -1,0 +1,107 @@
+"""The objective: loss + Σ λᵢ · measureᵢ from one forward pass, as a function and as a gradient function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+from torch.func import grad
+
+from flattrain.core.eager import guard
+from flattrain.core.functional import Forward, call, linear_layers, resolve, see
+from flattrain.core.losses import Loss
+from flattrain.ranges import Refused, refusal
+from flattrain.types import Batch, Draw, GradFn, Logs, Measure, Params, Seen
+
+
+class Penalty(NamedTuple):
+    """A measure that is penalised with a weight λ >= 0."""
+
+    measure: Measure
+    weight: float
+
+
+@dataclass(frozen=True)
+class Objective:
+    """loss + Σ λᵢ · measureᵢ on a module, with everything that one pass must tap."""
+
+    module: nn.Module
+    criterion: Loss
+    penalties: tuple[Penalty, ...]
+    layers: tuple[tuple[str, ...], ...]  # per penalty
+    forward: Forward = call
+
+    def see(
+        self, x: Any, y: Tensor, params: Params | None = None, buffers: Params | None = None
+    ) -> Seen:
+        """The one forward pass."""
+        tapped = dict.fromkeys(name for names in self.layers for name in names)
+        return see(
+            self.module,
+            self.criterion,
+            x,
+            y,
+            layers=tapped,
+            params=params,
+            buffers=buffers,
+            forward=self.forward,
+            higher_order=any(p.measure.order > 1 for p in self.penalties),
+        )
+
+    def total(self, seen: Seen, noise: dict[str, Tensor]) -> tuple[Tensor, Logs]:
+        """The penalised loss, and its parts by name."""
+        total, logs = seen.loss, {"loss": seen.loss.detach()}
+        for k, (penalty, layers) in enumerate(zip(self.penalties, self.layers, strict=True)):
+            measure = penalty.measure
+            mine = seen._replace(taps={name: seen.taps[name] for name in layers})
+            guard(measure, mine)
+            value = measure.reduce(measure.statistic(mine, _own(noise, k))).value
+            total = total + penalty.weight * value.to(total.dtype)
+            logs[measure.name] = value.detach()
+        return total, logs
+
+    def draws(self, seen: Seen) -> dict[str, Draw]:
+        """The random tensors that the penalties want, under names of their own."""
+        wanted = {}
+        for k, (penalty, layers) in enumerate(zip(self.penalties, self.layers, strict=True)):
+            mine = seen._replace(taps={name: seen.taps[name] for name in layers})
+            for name, draw in penalty.measure.draws(mine).items():
+                wanted[f"{k}:{name}"] = draw
+        return wanted
+
+    def gradient(self, buffers: Params | None = None) -> GradFn:
+        """(params, batch) -> (∇ objective, logs), for rules, vmap and torch.func."""
+
+        def value(params: Params, batch: Batch) -> tuple[Tensor, Logs]:
+            return self.total(self.see(batch.x, batch.y, params, buffers), batch.noise)
+
+        return grad(value, has_aux=True)
+
+
+def _own(noise: dict[str, Tensor], k: int) -> dict[str, Tensor]:
+    prefix = f"{k}:"
+    return {n.removeprefix(prefix): t for n, t in noise.items() if n.startswith(prefix)}
+
+
+def build(
+    module: nn.Module, criterion: Loss, penalties: Sequence[Penalty], forward: Forward = call
+) -> Objective:
+    """Check weights and layer names, and fix which layers each penalty taps."""
+    tapped = []
+    for penalty in penalties:
+        problem = refusal("NonNegative", penalty.weight)
+        if problem:
+            raise Refused(f"{penalty.measure.name}: weight {problem}")
+        tapped.append(layers_of(module, penalty.measure))
+    return Objective(module, criterion, tuple(penalties), tuple(tapped), forward)
+
+
+def layers_of(module: nn.Module, measure: Measure) -> tuple[str, ...]:
+    """The layers a measure taps in this module."""
+    if measure.layers is None:
+        return linear_layers(module)
+    return tuple(resolve(module, measure.layers))
+
+

@@ -1,0 +1,77 @@
+"""The general trainer: any module, penalty and rule, with all seeds stacked under vmap.
+
+Each seed has its own data, batches and noise, all functions of (seed, step), so a seed's numbers do not
+depend on which others it is stacked with. The optimizer is element-wise and runs on the stacked tree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from flattrain.core import trees
+from flattrain.training.batches import indices, next_stop, noise_of
+from flattrain.training.objective import Objective
+from flattrain.training.optimizers import Build
+from flattrain.training.trainer import State, Trainer
+from flattrain.types import Batch, Draw, Params, Rule
+
+STEPS_AT_ONCE = 200  # between two looks at the clock
+
+
+class Seeds(NamedTuple):
+    """What differs between the stacked seeds."""
+
+    numbers: Sequence[int]
+    x: Sequence[Tensor]  # training inputs of each seed
+    y: Sequence[Tensor]
+    params: Sequence[Params]  # starting points
+    buffers: Sequence[Params]
+
+
+def stacked_trainer(
+    objective: Objective, rule: Rule, build_optimizer: Build, batch_size: int, seeds: Seeds
+) -> Trainer:
+    """Train all seeds together, step by step."""
+    optimizer = build_optimizer()
+    start = trees.stack(list(seeds.params))
+    x, y = torch.stack(list(seeds.x)), torch.stack(list(seeds.y))
+    buffers = trees.stack(list(seeds.buffers))
+    examples = x.shape[1]
+    rows = torch.arange(len(seeds.numbers))[:, None]
+
+    def gradient(params: Params, extra: Params, batch: Batch) -> Params:
+        return rule(objective.gradient(extra))(params, batch)[0]
+
+    over_seeds = vmap(gradient)
+    wanted = _wanted(objective, rule, seeds, batch_size)
+    noises = [noise_of(wanted, seed, x.dtype) for seed in seeds.numbers]
+
+    def advance(state: State, target: int) -> State:
+        stop = min(next_stop(state.step, target), state.step + STEPS_AT_ONCE)
+        picks = torch.stack(
+            [indices(s, examples, batch_size, state.step, stop) for s in seeds.numbers], 1
+        )
+        params, inner = state.params, optimizer.unpack(state.optimizer, state.params)
+        for k, pick in enumerate(picks):
+            noise = trees.stack([noise_at(state.step + k) for noise_at in noises])
+            batch = Batch(x[rows, pick], y[rows, pick], noise)
+            params, inner = optimizer.update(over_seeds(params, buffers, batch), inner, params)
+        return State(stop, params, optimizer.pack(inner))
+
+    def init() -> State:
+        return State(0, start, optimizer.pack(optimizer.init(start)))
+
+    return Trainer(init, advance, f"stacked over {len(seeds.numbers)} seeds under vmap")
+
+
+def _wanted(objective: Objective, rule: Rule, seeds: Seeds, batch_size: int) -> dict[str, Draw]:
+    """Names and shapes of one step's noise, from one dry pass of the first seed."""
+    batch = Batch(seeds.x[0][:batch_size], seeds.y[0][:batch_size])
+    live = {k: p.detach().requires_grad_() for k, p in seeds.params[0].items()}
+    seen = objective.see(batch.x, batch.y, live, seeds.buffers[0])
+    return {**rule.draws(live, batch), **objective.draws(seen)}

@@ -1,0 +1,141 @@
+"""Every contract of flattrain on one page.
+
+The path of the data:
+
+    recipe ─▶ Problem(module, loss, params, splits)
+                 │
+    measures ─▶ objective = loss + Σ λᵢ · measureᵢ        (params, batch) -> scalar, logs
+                 │ gradient
+              grad_fn                                     (params, batch) -> grads, logs
+                 │ rules: sam, label noise, …             grad_fn -> grad_fn
+                 │ torchopt transformation                (grads, state) -> updates
+              step                                        vmap over seeds
+              loop ─▶ measures at milestones ─▶ results table ─▶ claims ─▶ verdicts ─▶ report
+
+Shapes: n examples, K outputs, D inputs of a layer, S seeds. Losses are means over examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor, nn
+
+    from flattrain.core.losses import Loss
+
+Params: TypeAlias = "dict[str, Tensor]"
+Logs: TypeAlias = "dict[str, Tensor]"
+Norms: TypeAlias = "tuple[tuple[str, nn.Module], ...]"
+
+
+class Batch(NamedTuple):
+    """Everything a step may see, so that two calls within a step see the same objective.
+
+    noise holds what is random in the rule and in the measures, drawn beforehand by `core.probes`.
+    """
+
+    x: Tensor
+    y: Tensor
+    noise: dict[str, Tensor] = {}  # noqa: RUF012  (never written to; NamedTuple has no factory)
+
+
+class Draw(NamedTuple):
+    """A random tensor that a rule or a measure asks for, by distribution and shape."""
+
+    kind: Literal["rademacher", "normal"]
+    shape: tuple[int, ...]
+    per_example: bool = False  # the leading dimension runs over the examples of the batch
+
+
+GradFn: TypeAlias = "Callable[[Params, Batch], tuple[Params, Logs]]"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a gradient is taken: `wrap` turns a gradient function into another one.
+
+    `draws(params, batch)` names the random tensors that the rule finds in `batch.noise`.
+    """
+
+    wrap: Callable[[GradFn], GradFn]
+    draws: Callable[[Params, Batch], dict[str, Draw]] = lambda params, batch: {}
+
+    def __call__(self, grad_fn: GradFn) -> GradFn:
+        return self.wrap(grad_fn)
+
+
+class Network(NamedTuple):
+    """A module, its loss and the values of its parameters and buffers."""
+
+    module: nn.Module
+    criterion: Loss
+    params: Params
+    buffers: Params
+
+
+class Tap(NamedTuple):
+    """One linear layer z = Wφ + b as seen in a forward pass, on the live autograd graph."""
+
+    input: Tensor  # φ (n, D)
+    output: Tensor  # z (n, K)
+    weight: Tensor  # W (K, D)
+    bias: Tensor | None  # b (K,)
+
+
+class Seen(NamedTuple):
+    """What one forward pass shows to the measures. Everything is live, so it can be differentiated."""
+
+    params: Params
+    outputs: Tensor  # (n, K)
+    loss: Tensor  # scalar: the mean loss over the batch
+    target: Tensor
+    criterion: Loss
+    taps: dict[str, Tap]
+    norms: Norms  # normalisations that measures must beware of (core.eager), as they ran
+    norms_after: dict[str, Norms]  # those that ran behind a tapped layer
+
+
+class Estimate(NamedTuple):
+    """A number with its standard error; 0 for what is computed exactly."""
+
+    value: Any
+    standard_error: Any = 0.0
+
+
+Statistic: TypeAlias = "dict[str, Tensor]"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A quantity of a network on data: `reduce(mean over examples of statistic)`.
+
+    statistic : (Seen, noise) -> a dict of tensors, each a *mean over the examples* of the batch, so that
+                batches combine by their counts, whatever `reduce` does afterwards.
+    reduce    : statistic -> Estimate. May be non-linear (soft rank is).
+    layers    : the linear layers to tap; None means every one.
+    draws     : Seen -> the random tensors it wants in `noise`.
+    order     : how often the operations of the network are differentiated when the measure is a penalty.
+    after     : the layer behind which that order counts; None means everywhere.
+    definition: what the number is, in words, for reports.
+    """
+
+    name: str
+    statistic: Callable[[Seen, Mapping[str, Tensor]], Statistic]
+    reduce: Callable[[Statistic], Estimate]
+    definition: str
+    layers: tuple[str, ...] | None = ()
+    draws: Callable[[Seen], dict[str, Draw]] = field(default=lambda seen: {})
+    order: int = 1
+    after: str | None = None
+
+
+@dataclass(frozen=True)
+class Spectral:
+    """A quantity read off the Hessian as a matrix-free operator over a whole data set."""
+
+    name: str
+    estimate: Callable[[Callable[[Tensor], Tensor], int, Generator], Estimate]
+    definition: str

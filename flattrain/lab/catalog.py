@@ -53,6 +53,7 @@ MEASURES = {
     "test_error": "measures.loss:error",
     "two_layer_trace": "measures.two_layer_trace:two_layer_trace",
     "top_eigenvalue": "measures.top_eigenvalue:top_eigenvalue",
+    "gauss_newton_trace": "measures.gauss_newton_trace:gauss_newton_trace",
     "gauss_newton_frobenius": "measures.gauss_newton:gauss_newton_frobenius",
     "feature_rank": "measures.feature_rank:feature_rank",
     "weight_norm": "measures.norms:weight_norm",

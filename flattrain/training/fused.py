@@ -160,40 +160,41 @@ def _steps(
         for j in range(units):
             a = max(z[j], zero)
             w = head[j] if z[j] > zero else zero
-            wa += head[j] * a
+            wa += w * a
             aa += a * a
             ww += w * w
-        r, free = one, zero  # `free`: the normalisation is active, not clamped and not absent
+        r, free = one, zero  # 1/‖a‖; free: the normalisation is there and not clamped
         if clamp >= zero:
-            r = np.sqrt(max(aa, clamp * clamp))
+            r = one / np.sqrt(max(aa, clamp * clamp))
             free = one if aa > clamp * clamp else zero
-        f = wa / r
-        gradient2 = (ww - free * f * f) / (r * r) * size2 + aa / (r * r)
+        f = wa * r
+        gradient2 = (ww - free * f * f) * r * r * size2 + aa * r * r
         s = zero
         if f != y[t] and gradient2 > zero:
             s = rho / np.sqrt(gradient2)
             if f < y[t]:
                 s = -s
 
-        along = s * size2
+        # z̃ = z + s‖ẋ‖² (w r − f a r²) on the active units, w̃ = w + s r a
+        up_w, up_a, up_head = s * size2 * r, s * size2 * free * f * r * r, s * r
         wa, aa = zero, zero
         for j in range(units):
             a = max(z[j], zero)
-            g = (head[j] / r - free * f * a / (r * r)) if z[j] > zero else zero
-            up = z[j] + along * g
-            w = head[j] + s * a / r
-            a = max(up, zero)
-            wa += w * a
-            aa += a * a
-            z[j] = a
+            active = z[j] > zero
+            up = max((z[j] + up_w * head[j] - up_a * a) if active else zero, zero)
+            w = head[j] + up_head * a
+            wa += w * up
+            aa += up * up
             change[j] = w if up > zero else zero
+            z[j] = up
         r, free = one, zero
         if clamp >= zero:
-            r = np.sqrt(max(aa, clamp * clamp))
+            r = one / np.sqrt(max(aa, clamp * clamp))
             free = one if aa > clamp * clamp else zero
-        f = wa / r
+        f = wa * r
         step = -two * lr * (f - y[t])
+        along, across = step * r, step * free * f * r * r
         for j in range(units):
-            head[j] += step * z[j] / r
-            change[j] = step * (change[j] / r - free * f * z[j] / (r * r))
+            head[j] += along * z[j]
+            change[j] = along * change[j] - across * z[j]
             z[j] = zero

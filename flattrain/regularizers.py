@@ -1,0 +1,107 @@
+"""Flatness regularizers for your own model and loop.
+
+    objective = Regularized(model, F.cross_entropy, [RelativeFlatness("head", weight=1e-2)])
+    loss = objective(x, y)
+    loss.backward()
+
+One forward pass serves the loss and every penalty. The gradient is exact: it is that of the measure itself,
+through the curvature, for all parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from flattrain.core.functional import Forward, call
+from flattrain.core.losses import Loss, recognise
+from flattrain.core.probes import draw, stream
+from flattrain.measures.hessian_trace import hessian_trace
+from flattrain.measures.relative_flatness import relative_flatness
+from flattrain.measures.soft_rank import soft_rank
+from flattrain.ranges import Refused
+from flattrain.training.objective import Penalty, build
+
+__all__ = ["HessianTrace", "Penalty", "Regularized", "RelativeFlatness", "SoftRank"]
+
+
+def RelativeFlatness(
+    layer: str,
+    *,
+    weight: float,
+    form: Literal["auto", "head", "relu", "probe"] = "auto",
+    probes: int = 1,
+) -> Penalty:
+    """λ κ of the weight matrix of a linear layer (Petzka et al. 2021); see `measures.relative_flatness`.
+
+    With `form="auto"` the last layer under cross entropy or squared error takes the exact closed form,
+    which costs no more than a plain step; any other layer takes `probes` feature-space probes.
+    """
+    return Penalty(relative_flatness(layer=layer, form=form, probes=probes), weight)
+
+
+def SoftRank(
+    *,
+    weight: float,
+    lam: float = 1e-2,
+    layers: Sequence[str] | None = None,
+    columns: Literal["exact", "sketch"] = "exact",
+) -> Penalty:
+    """λ rank_lam(F), the soft rank of the Fisher by KFAC; see `measures.soft_rank`.
+
+    `layers=None` covers every linear layer, and refuses a model that trains other layers too.
+    `columns="sketch"` back-propagates one vector per example in place of one per class: cheaper, biased low.
+    """
+    chosen = None if layers is None else tuple(layers)
+    return Penalty(soft_rank(lam=lam, layers=chosen, columns=columns), weight)
+
+
+def HessianTrace(*, weight: float, probes: int = 1) -> Penalty:
+    """λ Tr ∇²L over all trainable parameters by Hutchinson probes; see `measures.hessian_trace`."""
+    return Penalty(hessian_trace(probes=probes), weight)
+
+
+class Regularized:
+    """loss_fn(model(x), y) + Σ penalties, as a scalar to call `.backward()` on.
+
+    loss_fn  : a mean over examples, e.g. F.cross_entropy or nn.CrossEntropyLoss().
+    forward  : how the model is called, `forward(model, x) -> outputs`, where `model(x)` does not do. x may be
+               anything the model takes; for a model that takes keywords: `lambda model, x: model(**x).logits`.
+    seed     : names the stream of random probes. Calls number themselves; pass `step=` to fix the number, so
+               that both passes of a SAM step see the same probes.
+
+    After a call, `logs` holds the loss and each measure as detached tensors.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: Callable[[Tensor, Tensor], Tensor] | Loss,
+        penalties: Sequence[Penalty],
+        *,
+        forward: Forward = call,
+        seed: int = 0,
+    ) -> None:
+        if isinstance(model, DistributedDataParallel | DataParallel):
+            raise Refused(
+                f"{type(model).__name__} hides local gradients from penalties; pass model.module and "
+                "average the gradients over ranks after backward()"
+            )
+        self.objective = build(model, recognise(loss_fn), penalties, forward)
+        self.seed = seed
+        self.calls = 0
+        self.logs: dict[str, Tensor] = {}
+
+    def __call__(self, x: Any, y: Tensor, *, step: int | None = None) -> Tensor:
+        seen = self.objective.see(x, y)
+        number = self.calls if step is None else step
+        self.calls += step is None
+        noise = draw(
+            self.objective.draws(seen), stream(self.seed, "penalty", number), seen.loss.dtype
+        )
+        noise = {name: t.to(seen.loss.device) for name, t in noise.items()}
+        total, self.logs = self.objective.total(seen, noise)
+        return total

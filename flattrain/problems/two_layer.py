@@ -141,7 +141,15 @@ def memorising(*, margin: Positive = 0.999) -> Model:
             "head.weight": (y / root)[None],
         }
 
-    return _constructed(initial, lambda split: len(split.train_x))
+    def width(split: Split) -> int:
+        if len(split.train_x.unique(dim=0)) < len(split.train_x):
+            raise Refused(
+                "memorising: the training points must be distinct, each has a neuron of its own; take a "
+                "larger dim or fewer points"
+            )
+        return len(split.train_x)
+
+    return _constructed(initial, width)
 
 
 @checked

@@ -1,0 +1,63 @@
+"""Properties that every part of a kind must have. A test of a part is a call to a law."""
+
+from __future__ import annotations
+
+import torch
+
+from flattrain.core.functional import see
+from flattrain.core.losses import cross_entropy
+from flattrain.core.probes import draw, stream
+from flattrain.training.objective import Penalty, build, layers_of
+from flattrain.types import Batch
+
+
+def value_of(measure, module, criterion, x, y, params=None, noise=None):
+    """The measure's value on a live graph, with its own probes or the given ones."""
+    live = params or dict(module.named_parameters())
+    seen = see(module, criterion, x, y, layers=layers_of(module, measure), params=live)
+    noise = draw(measure.draws(seen), stream(0, "law"), x.dtype) if noise is None else noise
+    return measure.reduce(measure.statistic(seen, noise)).value
+
+
+def one_batch_is_many(measure, module, x, y, criterion=cross_entropy):
+    """Statistics of uneven batches, weighted by their counts, reduce to the whole set's value."""
+    whole = value_of(measure, module, criterion, x, y)
+    total = {}
+    for part in torch.split(torch.arange(len(x)), 5):
+        seen = see(module, criterion, x[part], y[part], layers=layers_of(module, measure))
+        for name, v in measure.statistic(seen, {}).items():
+            total[name] = total.get(name, 0) + v.detach() * len(part) / len(x)
+    torch.testing.assert_close(measure.reduce(total).value, whole.detach(), rtol=1e-12, atol=0)
+
+
+def vmap_is_loop(measure, module, x, y, criterion=cross_entropy, seeds=3):
+    """Gradients stacked under vmap equal a loop over seeds, for a penalised objective."""
+    objective = build(module, criterion, [Penalty(measure, 0.7)])
+    grad_fn = objective.gradient()
+    trees, noises = [], []
+    for s in range(seeds):
+        generator = torch.Generator().manual_seed(s)
+        trees.append(
+            {
+                k: p.detach() + 0.3 * torch.randn(p.shape, generator=generator)
+                for k, p in module.named_parameters()
+            }
+        )
+        live = {k: v.clone().requires_grad_() for k, v in trees[-1].items()}
+        noises.append(draw(objective.draws(objective.see(x, y, live)), stream(s, "law"), x.dtype))
+    stack = {k: torch.stack([t[k] for t in trees]) for k in trees[0]}
+    noise = {k: torch.stack([n[k] for n in noises]) for k in noises[0]}
+    batch = Batch(x.expand(seeds, *x.shape), y.expand(seeds, *y.shape), noise)
+    stacked, _ = torch.func.vmap(grad_fn)(stack, batch)
+    for s in range(seeds):
+        alone, _ = grad_fn(trees[s], Batch(x, y, noises[s]))
+        for k in alone:
+            torch.testing.assert_close(stacked[k][s], alone[k], rtol=1e-9, atol=1e-12)
+
+
+def rule_is_identity(rule, grad_fn, params, batch):
+    """The rule at strength zero is the plain gradient."""
+    plain, _ = grad_fn(params, batch)
+    ruled, _ = rule(grad_fn)(params, batch)
+    for k in plain:
+        torch.testing.assert_close(ruled[k], plain[k], rtol=0, atol=0)

@@ -1,0 +1,124 @@
+"""Traces against an explicit Hessian: Hutchinson, the two-layer closed form, Gauss–Newton."""
+
+from __future__ import annotations
+
+import oracles
+import pytest
+import torch
+from laws import one_batch_is_many, value_of, vmap_is_loop
+from torch.nn import functional as F
+
+from flattrain.core.losses import cross_entropy, squared_error
+from flattrain.core.probes import stream
+from flattrain.measures.gauss_newton_trace import gauss_newton_trace
+from flattrain.measures.hessian_trace import hessian_trace
+from flattrain.measures.two_layer_trace import two_layer_trace
+from flattrain.problems.parity import parity
+from flattrain.problems.two_layer import generalising, memorising, two_layer
+
+
+def basis_probes(net):
+    """√P e_k for every parameter: the mean of the quadratic forms is the trace, exactly."""
+    params = dict(net.named_parameters())
+    total = sum(p.numel() for p in params.values())
+    rows = total**0.5 * torch.eye(total)
+    return {f"{k}.{name}": part for k in range(total)
+            for name, part in oracles.rebuild(rows[k], params).items()}
+
+
+@pytest.mark.parametrize("kind", ["tanh", "relu"])
+def test_hutchinson_over_a_basis_is_the_trace_and_so_is_its_gradient(kind):
+    net, (x, y) = oracles.small_net(kind, (3, 4, 3)), oracles.data(inputs=3)
+    total = sum(p.numel() for p in net.parameters())
+    measure = hessian_trace(probes=total)
+    live = {k: p.detach().requires_grad_() for k, p in net.named_parameters()}
+    value = value_of(measure, net, cross_entropy, x, y, live, basis_probes(net))
+    h = oracles.full_hessian(net, F.cross_entropy, x, y)
+    torch.testing.assert_close(value, torch.trace(h), rtol=1e-10, atol=0)
+
+    def definition(vector):
+        torch.nn.utils.vector_to_parameters(vector, net.parameters())
+        return torch.trace(oracles.full_hessian(net, F.cross_entropy, x, y))
+
+    mine = oracles.flat(dict(zip(live, torch.autograd.grad(value, list(live.values())), strict=True)))
+    at = oracles.flat({k: v.detach() for k, v in live.items()})
+    wanted = oracles.finite_difference(definition, at, 1e-4)
+    torch.testing.assert_close(mine, wanted, rtol=1e-6, atol=1e-7)
+
+
+def test_hutchinson_standard_error_is_calibrated():
+    """Var zᵀHz = 2 Σ_{i≠j} H_ij² for Rademacher probes."""
+    net, (x, y) = oracles.small_net(), oracles.data()
+    h = oracles.full_hessian(net, F.cross_entropy, x, y)
+    per_probe = (2 * (h.square().sum() - h.diagonal().square().sum())).sqrt()
+    from flattrain.core.functional import see
+    from flattrain.core.probes import draw
+
+    measure = hessian_trace(probes=600)
+    seen = see(net, cross_entropy, x, y)
+    found = measure.reduce(measure.statistic(seen, draw(measure.draws(seen), stream(1), x.dtype)))
+    assert float(found.standard_error) == pytest.approx(float(per_probe) / 600**0.5, rel=0.15)
+    assert abs(found.value - torch.trace(h)) < 4 * found.standard_error
+
+
+def test_gauss_newton_trace_is_the_hessian_trace_of_a_relu_net_and_not_of_a_tanh_net():
+    x, y = oracles.data()
+    for kind, equal in (("relu", True), ("tanh", False)):
+        net = oracles.small_net(kind, (4, 5, 4, 3))
+        trace = torch.trace(oracles.full_hessian(net, F.cross_entropy, x, y)).item()
+        mine = value_of(gauss_newton_trace(), net, cross_entropy, x, y).item()
+        assert (mine == pytest.approx(trace, rel=1e-10)) is equal
+        fisher = oracles.dense_fisher_blocks(net, x)
+        assert mine == pytest.approx(sum(torch.trace(b).item() for b in fisher.values()), rel=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("settings", "clamp"),
+    [({"bias": False}, None), ({"bias": True}, None), ({"normalisation": "layer"}, 1e-6),
+     ({"normalisation": "layer", "clamp": 3.0}, 3.0)],
+)
+def test_two_layer_closed_form_is_the_trace_away_from_interpolation(settings, clamp):
+    split = parity(dim=5, train=12, test=5)(3)
+    x, y = split.train_x.double(), split.train_y.double()
+    model = two_layer(width=7, **settings)
+    module = model.build(split).double()
+    params = model.start(module, split, stream(0))
+    with torch.no_grad():
+        for k, p in module.named_parameters():
+            p.copy_(3 * params[k])
+    h = oracles.full_hessian(module, squared_error.mean, x, y)
+    mine = value_of(two_layer_trace(clamp=clamp), module, squared_error, x, y)
+    torch.testing.assert_close(mine, torch.trace(h), rtol=1e-10, atol=0)
+
+    def closed(vector):
+        torch.nn.utils.vector_to_parameters(vector, module.parameters())
+        return torch.trace(oracles.full_hessian(module, squared_error.mean, x, y))
+
+    live = {k: p.detach().clone().requires_grad_() for k, p in module.named_parameters()}
+    value = value_of(two_layer_trace(clamp=clamp), module, squared_error, x, y, live)
+    mine = oracles.flat(dict(zip(live, torch.autograd.grad(value, list(live.values())), strict=True)))
+    at = oracles.flat({k: v.detach() for k, v in live.items()})
+    wanted = oracles.finite_difference(closed, at, 1e-5)
+    torch.testing.assert_close(mine, wanted, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dim", [6, 30])
+def test_the_exact_pair_reaches_the_floor(dim):
+    split = oracles.distinct(parity(dim=dim, train=20, test=200)(0))
+    x, y = split.train_x, split.train_y
+    floor = 4 * (dim + 1) ** 0.5
+    for model in (memorising(), generalising()):
+        module = model.build(split).double()
+        params = model.start(module, split, stream(0))
+        outputs = torch.func.functional_call(module, params, (x,)).reshape(-1)
+        torch.testing.assert_close(outputs, y, rtol=0, atol=1e-12)
+        mine = value_of(two_layer_trace(), module, squared_error, x, y,
+                        {k: v.clone().requires_grad_() for k, v in params.items()})
+        assert float(mine) == pytest.approx(floor, rel=1e-8)
+
+
+def test_laws():
+    net, (x, y) = oracles.small_net(), oracles.data()
+    vmap_is_loop(hessian_trace(probes=2), net, x, y)
+    vmap_is_loop(gauss_newton_trace(), net, x, y)
+    one_batch_is_many(gauss_newton_trace(), net, x, y)

@@ -1,0 +1,126 @@
+"""Sources of truth that share no code with the package: explicit Hessians, finite differences, closed forms."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.func import functional_call, hessian
+
+
+def flat(params):
+    return torch.cat([p.reshape(-1) for p in params.values()])
+
+
+def rebuild(vector, like):
+    out, start = {}, 0
+    for name, p in like.items():
+        out[name] = vector[start : start + p.numel()].reshape(p.shape)
+        start += p.numel()
+    return out
+
+
+def loss_of_vector(module, loss, x, y, buffers=None):
+    """θ (flat) -> mean loss, by functional_call alone."""
+    like = {k: p.detach() for k, p in module.named_parameters()}
+
+    def value(vector):
+        outputs = functional_call(module, {**rebuild(vector, like), **(buffers or {})}, (x,))
+        return loss(outputs, y)
+
+    return value, flat(like)
+
+
+def full_hessian(module, loss, x, y, buffers=None):
+    """∇²L, dense, forward over reverse over all parameters in the order of the module."""
+    value, at = loss_of_vector(module, loss, x, y, buffers)
+    return hessian(value)(at)
+
+
+def block(module, matrix, name):
+    """The diagonal block of parameter `name`."""
+    start = 0
+    for key, p in module.named_parameters():
+        if key == name:
+            return matrix[start : start + p.numel(), start : start + p.numel()]
+        start += p.numel()
+    raise KeyError(name)
+
+
+def kappa(module, matrix, layer):
+    """Relative flatness from its definition: Σ_{s,t} ⟨w_s, w_t⟩ Tr H_{s,t}, by loops over row pairs."""
+    weight = dict(module.named_parameters())[f"{layer}.weight"].detach()
+    rows, columns = weight.shape
+    h = block(module, matrix, f"{layer}.weight").reshape(rows, columns, rows, columns)
+    total = torch.zeros(())
+    for s in range(rows):
+        for t in range(rows):
+            total = total + (weight[s] @ weight[t]) * torch.trace(h[s, :, t, :])
+    return total
+
+
+def finite_difference(value, at, step=1e-5):
+    """∇ value by central differences, 4th order."""
+    out = torch.zeros_like(at)
+    for k in range(len(at)):
+        e = torch.zeros_like(at)
+        e[k] = step
+        near = value(at + e) - value(at - e)
+        far = value(at + 2 * e) - value(at - 2 * e)
+        out[k] = (8 * near - far) / (12 * step)
+    return out
+
+
+def dense_fisher_blocks(module, x, softmax=True):
+    """{layer: type-2 Fisher block over (W, b)} of linear layers, from explicit per-example Jacobians."""
+    from torch.func import jacrev
+
+    params = {k: p.detach() for k, p in module.named_parameters()}
+    blocks = {}
+    for row in x:
+        jacobian = jacrev(lambda p, row=row: functional_call(module, p, (row[None],))[0])(params)
+        f = functional_call(module, params, (row[None],))[0]
+        if softmax:
+            p = f.softmax(-1)
+            s = torch.diag(p) - torch.outer(p, p)
+        else:
+            s = 2 * torch.eye(len(f))
+        for layer in {k.rsplit(".", 1)[0] for k in params}:
+            parts = [jacobian[f"{layer}.weight"].flatten(2)]
+            w = jacobian[f"{layer}.weight"]
+            parts = [w]
+            if f"{layer}.bias" in params:
+                parts.append(jacobian[f"{layer}.bias"][..., None])
+            j = torch.cat(parts, -1).flatten(1)
+            blocks[layer] = blocks.get(layer, 0) + j.T @ s @ j / len(x)
+    return blocks
+
+
+def small_net(kind="tanh", sizes=(4, 5, 3), seed=0, bias=True):
+    """A named MLP of at most 200 parameters: layers hidden1, …, head."""
+    torch.manual_seed(seed)
+    act = {"tanh": nn.Tanh, "relu": nn.ReLU, "softplus": nn.Softplus}[kind]
+    parts = {}
+    for k in range(len(sizes) - 2):
+        parts[f"hidden{k + 1}"] = nn.Linear(sizes[k], sizes[k + 1], bias=bias)
+        parts[f"act{k + 1}"] = act()
+    parts["head"] = nn.Linear(sizes[-2], sizes[-1], bias=bias)
+    net = nn.Sequential()
+    for name, part in parts.items():
+        net.add_module(name, part)
+    for p in net.parameters():
+        nn.init.normal_(p, std=0.7)
+    return net
+
+
+def data(n=12, inputs=4, classes=3, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, inputs, generator=generator)
+    y = torch.randint(classes, (n,), generator=generator)
+    return x, y
+
+
+def distinct(split):
+    """A split in float64 without repeated training points."""
+    x, y = split.train_x.double(), split.train_y.double()
+    first = [i for i in range(len(x)) if not any(torch.equal(x[i], x[j]) for j in range(i))]
+    return split._replace(train_x=x[first], train_y=y[first])

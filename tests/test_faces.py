@@ -1,0 +1,253 @@
+"""The faces: `Regularized` against torch.func of the functional form, `SAM` against the optimizer contract."""
+
+from __future__ import annotations
+
+import copy
+
+import oracles
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from flattrain.core.eager import LayerNorm
+from flattrain.core.losses import cross_entropy
+from flattrain.core.probes import draw, stream
+from flattrain.optim import SAM
+from flattrain.ranges import Refused
+from flattrain.regularizers import HessianTrace, Regularized, RelativeFlatness, SoftRank
+from flattrain.training.objective import build
+from flattrain.types import Batch
+
+PENALTIES = {
+    "head": lambda: [RelativeFlatness("head", weight=0.3)],
+    "hidden": lambda: [RelativeFlatness("hidden1", weight=0.3, probes=2)],
+    "soft rank": lambda: [SoftRank(weight=0.1, lam=0.05)],
+    "sketch": lambda: [SoftRank(weight=0.1, lam=0.05, columns="sketch")],
+    "trace": lambda: [HessianTrace(weight=0.2, probes=2)],
+    "all": lambda: [
+        RelativeFlatness("head", weight=0.3),
+        SoftRank(weight=0.1),
+        HessianTrace(weight=0.2),
+    ],
+}
+
+
+class Counted(nn.Module):
+    """A module that counts its forward passes and takes a dict."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net, self.calls = net, 0
+
+    def forward(self, inputs):
+        self.calls += 1
+        return self.net(inputs["x"])
+
+
+@pytest.mark.parametrize("name", PENALTIES)
+def test_backward_is_torch_func_grad_of_the_functional_form_in_one_forward(name):
+    net, (x, y) = oracles.small_net(), oracles.data()
+    model = Counted(net)
+    penalties = [
+        p if p.measure.name != "relative_flatness"
+        else RelativeFlatness(f"net.{p.measure.layers[0]}", weight=p.weight,
+                              probes=2 if name == "hidden" else 1)
+        for p in PENALTIES[name]()
+    ]
+    objective = Regularized(model, F.cross_entropy, penalties, seed=4)
+    loss = objective({"x": x}, y, step=7)
+    assert model.calls == 1
+    loss.backward()
+    plain = F.cross_entropy(net(x), y)
+    assert abs(loss - plain) > 1e-4
+
+    functional = build(net, cross_entropy, PENALTIES[name]())
+    params = {k: p.detach() for k, p in net.named_parameters()}
+    wanted = functional.draws(functional.see(x, y))
+    noise = draw(wanted, stream(4, "penalty", 7), x.dtype)
+    grads, _ = functional.gradient()(params, Batch(x, y, noise))
+    for k, p in net.named_parameters():
+        torch.testing.assert_close(p.grad, grads[k], rtol=1e-10, atol=1e-12)
+
+
+def test_probes_move_on_with_the_calls_and_stand_still_with_step():
+    net, (x, y) = oracles.small_net(), oracles.data()
+    objective = Regularized(net, F.cross_entropy, [HessianTrace(weight=1.0)])
+    first, second = objective(x, y).item(), objective(x, y).item()
+    assert first != second
+    assert objective(x, y, step=0).item() == first
+    assert set(objective.logs) == {"loss", "hessian_trace"}
+
+
+def test_batchnorm_statistics_move_once_and_frozen_parts_stay():
+    net = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 3))
+    other = copy.deepcopy(net)
+    x, y = oracles.data()
+    net[0].weight.requires_grad_(False)
+    objective = Regularized(net, F.cross_entropy, [RelativeFlatness("2", weight=0.1), SoftRank(
+        weight=0.1, layers=["0", "2"])])
+    objective(x, y).backward()
+    other(x)
+    torch.testing.assert_close(net[1].running_mean, other[1].running_mean)
+    assert net[0].weight.grad is None
+    assert net[0].bias.grad is not None
+
+
+def test_layers_that_are_frozen_up_to_the_tap_are_fine():
+    net, (x, y) = oracles.small_net(), oracles.data()
+    for p in net.hidden1.parameters():
+        p.requires_grad_(False)
+    Regularized(net, F.cross_entropy, [RelativeFlatness("hidden1", weight=1.0)])(x, y).backward()
+    assert net.hidden1.weight.grad is None
+    assert net.head.weight.grad.abs().sum() > 0
+
+
+def test_the_guard_refuses_wrong_third_derivatives_and_the_eager_layer_is_right():
+    x, y = oracles.data()
+    torch.manual_seed(0)
+    wrong = nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.Tanh(), nn.Linear(5, 3))
+    right = nn.Sequential(wrong[0], LayerNorm(5), wrong[2], wrong[3])
+    with pytest.raises(Refused, match=r"differentiates 1 three times.*eager\.LayerNorm"):
+        Regularized(wrong, F.cross_entropy, [HessianTrace(weight=1.0)])(x, y)
+    with pytest.raises(Refused, match="three times"):
+        Regularized(wrong, F.cross_entropy, [RelativeFlatness("0", weight=1.0)])(x, y)
+    Regularized(wrong, F.cross_entropy, [RelativeFlatness("3", weight=1.0)])(x, y).backward()
+
+    torch.testing.assert_close(right(x), wrong(x), rtol=1e-12, atol=1e-12)
+    right.zero_grad()
+    objective = Regularized(right, F.cross_entropy, [HessianTrace(weight=1.0)])
+    objective(x, y, step=0).backward()
+    mine = torch.cat([p.grad.reshape(-1) for p in right.parameters()])
+
+    def value(vector):
+        torch.nn.utils.vector_to_parameters(vector, right.parameters())
+        return objective(x, y, step=0).detach()
+
+    at = torch.nn.utils.parameters_to_vector(right.parameters()).detach().clone()
+    torch.testing.assert_close(mine, oracles.finite_difference(value, at, 1e-3), rtol=1e-5, atol=1e-6)
+
+
+def test_a_model_that_returns_no_tensor_and_losses_that_are_not_means_are_refused():
+    net, (x, y) = oracles.small_net(), oracles.data()
+    wrapped = nn.Module()
+    wrapped.net, wrapped.forward = net, lambda x: {"logits": net(x)}
+    with pytest.raises(Refused, match="returned a dict"):
+        Regularized(wrapped, F.cross_entropy, [])(x, y)
+    Regularized(wrapped, F.cross_entropy, [], forward=lambda m, x: m(x)["logits"])(x, y)
+    with pytest.raises(Refused, match="reduction='mean'"):
+        Regularized(net, nn.CrossEntropyLoss(reduction="sum"), [])
+    with pytest.raises(Refused, match="weight must be a number >= 0"):
+        Regularized(net, F.cross_entropy, [HessianTrace(weight=-1)])
+    with pytest.raises(Refused, match="no layer 'haed'; did you mean 'head'"):
+        Regularized(net, F.cross_entropy, [RelativeFlatness("haed", weight=1)])
+
+
+def closure_for(net, optimizer, x, y):
+    def closure():
+        optimizer.zero_grad()
+        loss = F.cross_entropy(net(x), y)
+        loss.backward()
+        return loss
+
+    return closure
+
+
+def test_optimizer_step_is_the_formula():
+    net, (x, y) = oracles.small_net(), oracles.data()
+    value, at = oracles.loss_of_vector(net, F.cross_entropy, x, y)
+    g = torch.func.grad(value)(at)
+    wanted = at - 0.1 * torch.func.grad(value)(at + 0.2 * g / g.norm())
+    optimizer = SAM(net.parameters(), torch.optim.SGD, rho=0.2, lr=0.1)
+    loss = optimizer.step(closure_for(net, optimizer, x, y))
+    torch.testing.assert_close(oracles.flat(dict(net.named_parameters())), wanted)
+    torch.testing.assert_close(loss.detach(), value(at))
+
+
+@pytest.mark.parametrize("base", [torch.optim.SGD, torch.optim.AdamW])
+def test_rho_zero_is_the_base_optimizer(base):
+    x, y = oracles.data()
+    one, two = oracles.small_net(), oracles.small_net()
+    settings = {"lr": 0.05} | ({"momentum": 0.9} if base is torch.optim.SGD else {})
+    a, b = SAM(one.parameters(), base, rho=0.0, **settings), base(two.parameters(), **settings)
+    for _ in range(5):
+        a.step(closure_for(one, a, x, y))
+        b.step(closure_for(two, b, x, y))
+    for p, q in zip(one.parameters(), two.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize("base", [torch.optim.SGD, torch.optim.AdamW])
+def test_resume_is_bit_exact(base, tmp_path):
+    x, y = oracles.data()
+    settings = {"lr": 0.05} | ({"momentum": 0.9} if base is torch.optim.SGD else {})
+
+    def fresh():
+        net = oracles.small_net()
+        return net, SAM(net.parameters(), base, rho=0.1, **settings)
+
+    net, optimizer = fresh()
+    for _ in range(4):
+        optimizer.step(closure_for(net, optimizer, x, y))
+    torch.save([net.state_dict(), optimizer.state_dict()], tmp_path / "half.pt")
+    for _ in range(4):
+        optimizer.step(closure_for(net, optimizer, x, y))
+
+    again, resumed = fresh()
+    weights, state = torch.load(tmp_path / "half.pt", weights_only=True)
+    again.load_state_dict(weights)
+    resumed.load_state_dict(state)
+    for _ in range(4):
+        resumed.step(closure_for(again, resumed, x, y))
+    for p, q in zip(net.parameters(), again.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_groups_schedulers_and_absent_gradients():
+    net, (x, y) = oracles.small_net(), oracles.data()
+    spare = nn.Parameter(torch.ones(3))
+    optimizer = SAM(
+        [{"params": net.hidden1.parameters(), "rho": 0.0}, {"params": [*net.head.parameters(), spare]}],
+        torch.optim.SGD, rho=0.3, lr=0.1,
+    )
+    assert [g["rho"] for g in optimizer.param_groups] == [0.0, 0.3]
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
+    before = net.hidden1.weight.detach().clone()
+    optimizer.step(closure_for(net, optimizer, x, y))
+    scheduler.step()
+    assert optimizer.base.param_groups[0]["lr"] == 0.05
+    assert torch.equal(spare, torch.ones(3))
+    assert not torch.equal(net.hidden1.weight, before)
+    optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(2))]})
+    assert len(optimizer.base.param_groups) == 3
+    assert optimizer.param_groups[2]["rho"] == 0.3
+
+
+def test_weights_come_back_whatever_happens_in_the_second_pass():
+    net, (x, y) = oracles.small_net(), oracles.data()
+    optimizer = SAM(net.parameters(), torch.optim.SGD, rho=0.3, lr=0.1)
+    before = [p.detach().clone() for p in net.parameters()]
+    calls = []
+
+    def failing(poison):
+        def closure():
+            calls.append(1)
+            if len(calls) % 2 == 0 and poison is None:
+                raise RuntimeError("second pass")
+            loss = closure_for(net, optimizer, x, y)()
+            if len(calls) % 2 == 0:
+                net.head.weight.grad[0, 0] = poison
+            return loss
+
+        return closure
+
+    with pytest.raises(RuntimeError, match="second pass"):
+        optimizer.step(failing(None))
+    for poison in (float("inf"), float("nan")):
+        optimizer.step(failing(poison))
+    for p, q in zip(net.parameters(), before, strict=True):
+        assert torch.equal(p, q)
+    with pytest.raises(Refused, match="needs a closure"):
+        optimizer.step()
+    with pytest.raises(Refused, match="rho must be a number >= 0"):
+        SAM(net.parameters(), torch.optim.SGD, rho=-0.1, lr=0.1)

@@ -78,13 +78,13 @@ class Region(NamedTuple):
             "between": lambda v, b: b[0] <= v <= b[1],
         }[self.kind](value, self.bound)
 
-    def complement(self, value: float) -> bool:
-        return not self.holds(value)
-
     def __str__(self) -> str:
         if self.kind == "between":
-            return f"between {self.bound[0]:g} and {self.bound[1]:g}"
-        return f"{self.kind.replace('_', ' ')} {self.bound:g}"
+            return f"{self.bound[0]:.10g} to {self.bound[1]:.10g}"
+        return f"{_SIGNS[self.kind]} {self.bound:.10g}"
+
+
+_SIGNS = {"at_most": "≤", "at_least": "≥", "above": ">", "below": "<"}
 
 
 @dataclass(frozen=True)
@@ -190,6 +190,8 @@ def _check_test(kind: str, settings: Any, where: str, scope: Scope) -> None:
             raise Refused(f"{where}.divided_by {problem}")
     if settings.get("when") is not None:
         _check_condition(settings["when"], f"{where}.when", scope, arm=False)
+        if "at_most" not in settings["when"]:
+            raise Refused(f"{where}.when: give at_most; the first step at or below it is compared")
 
 
 def _check_condition(spec: Any, where: str, scope: Scope, arm: bool = True) -> None:

@@ -29,9 +29,17 @@ table { border-collapse: collapse; width: 100%; font-size: .92rem; }
 th, td { text-align: left; padding: .45rem .6rem; border-bottom: 1px solid #d8dee4; vertical-align: top; }
 td.n { white-space: nowrap; font-variant-numeric: tabular-nums; }
 small, .small { color: #59636e; font-size: .85rem; }
-figure { margin: 1.5rem 0; } figure svg { max-width: 100%; height: auto; }
+figure { margin: 1.5rem 0; } figure svg { width: 100%; max-width: 46rem; height: auto; }
 figcaption { font-weight: 600; }
 pre { background: #f6f8fa; padding: .8rem; overflow-x: auto; font-size: .82rem; }
+@media (max-width: 640px) {
+  table.claims tr { display: block; padding: .6rem 0; border-bottom: 1px solid #d8dee4; }
+  table.claims tr:first-child { display: none; }
+  table.claims td { display: block; border: 0; padding: .1rem 0; white-space: normal; }
+  table.claims td[data-head]::before { content: attr(data-head) ": "; color: #59636e; font-size: .85rem; }
+  table.claims td br { display: none; }
+  table.claims small { margin-left: .3rem; }
+}
 summary { cursor: pointer; font-weight: 600; margin: .6rem 0; }
 """
 
@@ -45,24 +53,27 @@ def write_report(
     folder.mkdir(exist_ok=True)
     for title, figure in drawn:
         figure.savefig(folder / f"{_slug(title)}.png", dpi=150)
+    shown = [
+        f"<figure><figcaption>{_e(title)}</figcaption>{figures.svg(figure)}</figure>"
+        for title, figure in drawn
+    ]
     parts = [
         f"<h1>{_e(recipe.title)}</h1>",
         f'<p class="question">{_e(recipe.question)}</p>',
         f'<p class="small">{_e(recipe.paper)} · {recipe.seeds} seeds · {_e(record["started"])}</p>',
+        "<h2>What was found</h2>",
         _counts(verdicts),
+        *shown[:1],
         "<h2>Verdicts</h2>",
         _verdict_table(verdicts),
         _rules(),
-        *(f"<figure><figcaption>{_e(t)}</figcaption>{figures.svg(f)}</figure>" for t, f in drawn[:2]),
+        *shown[1:2],
     ]
     if any(v.interval for v in verdicts):
         forest = figures.svg(figures.forest(verdicts))
         caption = "Every claim on its own scale; shaded is what was predicted, the bar is the 95 % interval"
         parts.append(f"<figure><figcaption>{caption}</figcaption>{forest}</figure>")
-    parts += [
-        f"<figure><figcaption>{_e(t)}</figcaption>{figures.svg(f)}</figure>" for t, f in drawn[2:]
-    ]
-    parts += [_numbers(recipe, table), _definitions(record), _provenance(record)]
+    parts += [*shown[2:], _numbers(recipe, table), _definitions(record), _provenance(record)]
     body = "\n".join(parts)
     text = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -85,7 +96,14 @@ def _counts(verdicts: list[Verdict]) -> str:
     names = ("supported", "refuted", "undecided", "void", "missing")
     counts = {name: sum(v.verdict == name for v in verdicts) for name in names}
     shown = "".join(f'<span class="{n}">{c} {n}</span>' for n, c in counts.items() if c)
-    return f'<p class="counts">{shown}</p>'
+    firm = [v for v in verdicts if v.verdict in ("supported", "refuted")]
+    said = "".join(
+        f"<li><strong>{'Yes' if v.verdict == 'supported' else 'No'}.</strong> {_e(v.claim.says)}</li>"
+        for v in firm[:6]
+    )
+    open_ = [v for v in verdicts if v not in firm]
+    rest = f"<p>Not settled: {', '.join(_e(v.claim.id) for v in open_)}.</p>" if open_ else ""
+    return f'<p class="counts">{shown}</p><ul>{said}</ul>{rest}'
 
 
 def _verdict_table(verdicts: list[Verdict]) -> str:
@@ -99,12 +117,14 @@ def _verdict_table(verdicts: list[Verdict]) -> str:
             f'<tr><td><span class="verdict {v.verdict}">{v.verdict}</span>{reason}</td>'
             f"<td><strong>{_e(v.claim.id)}</strong> {_e(v.claim.says)}"
             f"<br><small>{_e(v.claim.source)}</small></td>"
-            f'<td class="n">{estimate}<br><small>{_e(interval_text(v))}</small></td>'
-            f'<td class="n">{_e(v.claim.predicts)}<br><small>refuted if {_e(refuted)}</small></td>'
-            f'<td class="n">{seeds}</td></tr>'
+            f'<td class="n" data-head="estimate">{estimate}<br>'
+            f"<small>{_e(interval_text(v))}</small></td>"
+            f'<td class="n" data-head="predicted">{_e(v.claim.predicts)}<br>'
+            f"<small>refuted if {_e(refuted)}</small></td>"
+            f'<td class="n" data-head="seeds">{seeds}</td></tr>'
         )
     head = "<tr><th>verdict</th><th>claim</th><th>estimate, 95 %</th><th>predicted</th><th>n</th></tr>"
-    return f'<div class="wide"><table>{head}{"".join(rows)}</table></div>'
+    return f'<div class="wide"><table class="claims">{head}{"".join(rows)}</table></div>'
 
 
 def _rules() -> str:

@@ -99,7 +99,7 @@ def _open_record(folder: Path, recipe: Recipe, command: str) -> dict[str, Any]:
         "commit": _commit(),
         "recipe": recipe.raw,
     }
-    _write(path, json.dumps(record, indent=2, sort_keys=True))
+    _write(path, json.dumps(record, indent=2))
     return record
 
 
@@ -130,7 +130,7 @@ def _collect(folder: Path, recipe: Recipe, record: dict[str, Any]) -> None:
         "backends": backends,
         "core_seconds": round(seconds, 1),
     }
-    _write(folder / RECORD, json.dumps(done, indent=2, sort_keys=True))
+    _write(folder / RECORD, json.dumps(done, indent=2))
 
 
 def _judge(folder: Path, recipe: Recipe) -> list[Verdict]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -33,9 +34,10 @@ def interval_text(verdict: Verdict) -> str:
 
 def print_summary(recipe: Recipe, verdicts: list[Verdict], folder: Path) -> None:
     """One line per claim, and where the report is."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
     table = Table(title=recipe.title, title_justify="left", box=None, pad_edge=False)
-    for heading in ("claim", "verdict", "estimate", "95 % interval", "predicted"):
+    table.add_column("claim", no_wrap=True)
+    for heading in ("verdict", "estimate", "95 % interval", "predicted"):
         table.add_column(heading)
     for v in verdicts:
         colour = COLOURS[v.verdict]
@@ -49,6 +51,6 @@ def print_summary(recipe: Recipe, verdicts: list[Verdict], folder: Path) -> None
         )
     console.print(table)
     for v in verdicts:
-        if v.reason:
+        if v.verdict in ("void", "missing"):
             console.print(f"{v.claim.id}: {v.verdict}: {v.reason}", markup=False)
     console.print(f"report: {folder / 'report.html'}", markup=False, soft_wrap=True)

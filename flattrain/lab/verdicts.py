@@ -70,15 +70,20 @@ def judge(claim: Claim, table: Table) -> Verdict:
         return Verdict(claim, "missing", None, str(missing))
     except _Void as void:
         return Verdict(claim, "void", None, str(void))
-    return Verdict(claim, _decide(claim, found), found, "")
+    verdict, reason = _decide(claim, found)
+    return Verdict(claim, verdict, found, reason)
 
 
-def _decide(claim: Claim, found: Interval) -> str:
-    if claim.predicts.holds(found.estimate) and not _meets(claim.refutes, found):
-        return "supported"
-    if claim.refutes(found.estimate) and not _meets(claim.predicts.holds, found):
-        return "refuted"
-    return "undecided"
+def _decide(claim: Claim, found: Interval) -> tuple[str, str]:
+    if claim.predicts.holds(found.estimate):
+        if not _meets(claim.refutes, found):
+            return "supported", ""
+        return "undecided", "as predicted, but the interval reaches where the claim would be refuted"
+    if claim.refutes(found.estimate):
+        if not _meets(claim.predicts.holds, found):
+            return "refuted", ""
+        return "undecided", "against the prediction, but the interval reaches what was predicted"
+    return "undecided", "the estimate lies between what was predicted and what would refute it"
 
 
 def _meets(inside: Callable[[float], bool], found: Interval) -> bool:

@@ -1,14 +1,14 @@
 """Sharpness-aware minimisation as a real `torch.optim.Optimizer` around any other.
 
-    optimizer = SAM(model.parameters(), torch.optim.AdamW, rho=0.05, lr=3e-4)
+optimizer = SAM(model.parameters(), torch.optim.AdamW, rho=0.05, lr=3e-4)
 
-    def closure():
-        optimizer.zero_grad()
-        loss = F.cross_entropy(model(x), y)
-        loss.backward()
-        return loss
+def closure():
+    optimizer.zero_grad()
+    loss = F.cross_entropy(model(x), y)
+    loss.backward()
+    return loss
 
-    optimizer.step(closure)
+optimizer.step(closure)
 """
 
 from __future__ import annotations
@@ -48,12 +48,11 @@ class SAM(Optimizer):
                 "SAM: base_optimizer must be an optimizer class that steps without a closure, such as "
                 f"torch.optim.SGD; got {base_optimizer!r}"
             )
-        groups = list(params)
-        if not groups or not isinstance(groups[0], dict):
-            groups = [{"params": groups}]  # type: ignore[list-item]
+        given: list[Any] = list(params)
+        groups: list[dict[str, Any]] = given if given and isinstance(given[0], dict) else [{"params": given}]
         for group in groups:
-            _check_radius(group.setdefault("rho", rho))  # type: ignore[union-attr]
-        self.base = base_optimizer(groups, **base)  # type: ignore[call-arg]
+            _check_radius(group.setdefault("rho", rho))
+        self.base = base_optimizer(groups, **base)
         super().__init__(self.base.param_groups, {**self.base.defaults, "rho": rho})
         self._share()
 
@@ -73,11 +72,13 @@ class SAM(Optimizer):
         self._share()
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step; returns the loss of the first, unperturbed pass."""
         if closure is None:
-            raise Refused("SAM: step needs a closure that clears gradients, computes the loss and calls "
-                          "backward(): optimizer.step(closure)")
+            raise Refused(
+                "SAM: step needs a closure that clears gradients, computes the loss and calls "
+                "backward(): optimizer.step(closure)"
+            )
         with torch.enable_grad():
             loss = closure()
         norm = self._gradient_norm()

@@ -85,7 +85,7 @@ def refusal(annotation: str, value: Any) -> str | None:
             inner = option[len("tuple[") :].split(",")[0]
             if isinstance(value, list | tuple) and all(refusal(inner, v) is None for v in value):
                 return None
-            said.append(f"a list of {_NUMBERS.get(inner, ('texts',))[0]}")
+            said.append("a list of numbers" if inner in _NUMBERS else "a list of texts")
     return f"must be {' or '.join(said)}, got {value!r}" if said else None
 
 

@@ -67,11 +67,11 @@ def HessianTrace(*, weight: float, probes: int = 1) -> Penalty:
 class Regularized:
     """loss_fn(model(x), y) + Σ penalties, as a scalar to call `.backward()` on.
 
-    loss_fn  : a mean over examples, e.g. F.cross_entropy or nn.CrossEntropyLoss().
-    forward  : how the model is called, `forward(model, x) -> outputs`, where `model(x)` does not do. x may be
-               anything the model takes; for a model that takes keywords: `lambda model, x: model(**x).logits`.
-    seed     : names the stream of random probes. Calls number themselves; pass `step=` to fix the number, so
-               that both passes of a SAM step see the same probes.
+    loss_fn : a mean over examples, e.g. F.cross_entropy or nn.CrossEntropyLoss().
+    forward : how the model is called, `forward(model, x) -> outputs`, where `model(x)` does not do. x may be
+              anything the model takes; with keywords: `lambda model, x: model(**x).logits`.
+    seed    : names the stream of random probes. Calls number themselves; pass `step=` to fix the number, so
+              that both passes of a SAM step see the same probes.
 
     After a call, `logs` holds the loss and each measure as detached tensors.
     """
@@ -99,9 +99,7 @@ class Regularized:
         seen = self.objective.see(x, y)
         number = self.calls if step is None else step
         self.calls += step is None
-        noise = draw(
-            self.objective.draws(seen), stream(self.seed, "penalty", number), seen.loss.dtype
-        )
+        noise = draw(self.objective.draws(seen), stream(self.seed, "penalty", number), seen.loss.dtype)
         noise = {name: t.to(seen.loss.device) for name, t in noise.items()}
         total, self.logs = self.objective.total(seen, noise)
         return total

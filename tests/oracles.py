@@ -1,4 +1,4 @@
-"""Sources of truth that share no code with the package: explicit Hessians, finite differences, closed forms."""
+"""Sources of truth that share no code with the package: dense Hessians, finite differences, closed forms."""
 
 from __future__ import annotations
 

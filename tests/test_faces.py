@@ -1,4 +1,4 @@
-"""The faces: `Regularized` against torch.func of the functional form, `SAM` against the optimizer contract."""
+"""The faces: `Regularized` against torch.func, `SAM` against the optimizer contract."""
 
 from __future__ import annotations
 
@@ -50,9 +50,11 @@ def test_backward_is_torch_func_grad_of_the_functional_form_in_one_forward(name)
     net, (x, y) = oracles.small_net(), oracles.data()
     model = Counted(net)
     penalties = [
-        p if p.measure.name != "relative_flatness"
-        else RelativeFlatness(f"net.{p.measure.layers[0]}", weight=p.weight,
-                              probes=2 if name == "hidden" else 1)
+        p
+        if p.measure.name != "relative_flatness"
+        else RelativeFlatness(
+            f"net.{p.measure.layers[0]}", weight=p.weight, probes=2 if name == "hidden" else 1
+        )
         for p in PENALTIES[name]()
     ]
     objective = Regularized(model, F.cross_entropy, penalties, seed=4)
@@ -85,8 +87,11 @@ def test_batchnorm_statistics_move_once_and_frozen_parts_stay():
     other = copy.deepcopy(net)
     x, y = oracles.data()
     net[0].weight.requires_grad_(False)
-    objective = Regularized(net, F.cross_entropy, [RelativeFlatness("2", weight=0.1), SoftRank(
-        weight=0.1, layers=["0", "2"])])
+    objective = Regularized(
+        net,
+        F.cross_entropy,
+        [RelativeFlatness("2", weight=0.1), SoftRank(weight=0.1, layers=["0", "2"])],
+    )
     objective(x, y).backward()
     other(x)
     torch.testing.assert_close(net[1].running_mean, other[1].running_mean)
@@ -207,8 +212,13 @@ def test_groups_schedulers_and_absent_gradients():
     net, (x, y) = oracles.small_net(), oracles.data()
     spare = nn.Parameter(torch.ones(3))
     optimizer = SAM(
-        [{"params": net.hidden1.parameters(), "rho": 0.0}, {"params": [*net.head.parameters(), spare]}],
-        torch.optim.SGD, rho=0.3, lr=0.1,
+        [
+            {"params": net.hidden1.parameters(), "rho": 0.0},
+            {"params": [*net.head.parameters(), spare]},
+        ],
+        torch.optim.SGD,
+        rho=0.3,
+        lr=0.1,
     )
     assert [g["rho"] for g in optimizer.param_groups] == [0.0, 0.3]
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)

@@ -114,7 +114,7 @@ def see(
         if higher_order:
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         if params is None:
-            live = {n: p for n, p in module.named_parameters() if p.requires_grad}
+            live: Params = {n: p for n, p in module.named_parameters() if p.requires_grad}
             outputs = forward(module, x)
         else:
             live = params

@@ -30,11 +30,7 @@ def factors(seen: Seen, sketch: Mapping[str, Tensor] | None = None) -> dict[str,
             "use cross entropy or squared error (flattrain.core.losses)"
         )
     root = seen.criterion.factor(seen.outputs)  # (n, K, K)
-    columns = (
-        root.unbind(-1)
-        if sketch is None
-        else [einsum(root, sketch["sketch"], "n k c, n c -> n k")]
-    )
+    columns = root.unbind(-1) if sketch is None else [einsum(root, sketch["sketch"], "n k c, n c -> n k")]
     layers = list(seen.taps)
     for name in layers:
         if seen.taps[name].input.ndim != 2:
@@ -44,7 +40,10 @@ def factors(seen: Seen, sketch: Mapping[str, Tensor] | None = None) -> dict[str,
             )
     pulled = [
         torch.autograd.grad(
-            seen.outputs, [seen.taps[n].output for n in layers], column, create_graph=True,
+            seen.outputs,
+            [seen.taps[n].output for n in layers],
+            column,
+            create_graph=True,
             materialize_grads=True,
         )
         for column in columns
@@ -52,9 +51,7 @@ def factors(seen: Seen, sketch: Mapping[str, Tensor] | None = None) -> dict[str,
     out = {}
     for i, name in enumerate(layers):
         tap = seen.taps[name]
-        phi = tap.input if tap.bias is None else torch.cat(
-            [tap.input, torch.ones_like(tap.input[:, :1])], 1
-        )
+        phi = tap.input if tap.bias is None else torch.cat([tap.input, torch.ones_like(tap.input[:, :1])], 1)
         g = torch.stack([column[i] for column in pulled])  # (C, n, K)
         n = len(phi)
         out[name] = (

@@ -60,15 +60,14 @@ def _sign_error(outputs: Tensor, target: Tensor) -> Tensor:
     return (outputs * target.reshape(outputs.shape) <= 0).to(outputs.dtype).mean()
 
 
-cross_entropy = Loss(
-    "cross_entropy", F.cross_entropy, _argmax_error, _softmax_factor, _softmax_trace_with
-)
+cross_entropy = Loss("cross_entropy", F.cross_entropy, _argmax_error, _softmax_factor, _softmax_trace_with)
 
 
 def _scaled_identity(c: Callable[[Tensor], float]) -> dict[str, Any]:
     return {
-        "factor": lambda z: c(z) ** 0.5
-        * torch.eye(z.shape[-1], dtype=z.dtype, device=z.device).expand(*z.shape, z.shape[-1]),
+        "factor": lambda z: (
+            c(z) ** 0.5 * torch.eye(z.shape[-1], dtype=z.dtype, device=z.device).expand(*z.shape, z.shape[-1])
+        ),
         "trace_with": lambda z, w: c(z) * (w * w).sum() * torch.ones_like(z[..., 0]),
     }
 
@@ -106,9 +105,7 @@ def recognise(loss_fn: Callable[[Tensor, Tensor], Tensor] | Loss) -> Loss:
         return mean_squared_error
     plain = getattr(loss_fn, "reduction", None) == "mean" and getattr(loss_fn, "weight", None) is None
     if isinstance(loss_fn, nn.CrossEntropyLoss) and plain:
-        return Loss(
-            "cross_entropy", loss_fn, _argmax_error, _softmax_factor, _softmax_trace_with
-        )
+        return Loss("cross_entropy", loss_fn, _argmax_error, _softmax_factor, _softmax_trace_with)
     if isinstance(loss_fn, nn.MSELoss) and plain:
         return mean_squared_error
     if getattr(loss_fn, "reduction", "mean") != "mean":

@@ -1,6 +1,6 @@
 """The Hessian of the mean loss as a matrix-free symmetric operator on flat vectors.
 
-    H v = Σ_b (n_b / n) ∇²L_b v        (batches weighted by their counts, whatever their sizes)
+H v = Σ_b (n_b / n) ∇²L_b v        (batches weighted by their counts, whatever their sizes)
 """
 
 from __future__ import annotations
@@ -17,9 +17,7 @@ LossFn = Callable[[Params, Tensor, Tensor], Tensor]
 Matvec = Callable[[Tensor], Tensor]
 
 
-def hessian(
-    loss: LossFn, params: Params, batches: Sequence[tuple[Tensor, Tensor]]
-) -> tuple[Matvec, int]:
+def hessian(loss: LossFn, params: Params, batches: Sequence[tuple[Tensor, Tensor]]) -> tuple[Matvec, int]:
     """v ↦ H v on flat vectors, and the dimension. `loss(params, x, y)` is a mean over examples."""
     total = sum(len(x) for x, _ in batches)
     dim = sum(p.numel() for p in params.values())
@@ -41,6 +39,4 @@ def hessian(
 def _grad(value: Tensor, live: Params) -> tuple[Tensor, ...]:
     if not value.requires_grad:  # a loss that is constant, or linear, in every parameter
         return tuple(torch.zeros_like(p) for p in live.values())
-    return torch.autograd.grad(
-        value, list(live.values()), create_graph=True, materialize_grads=True
-    )
+    return torch.autograd.grad(value, list(live.values()), create_graph=True, materialize_grads=True)

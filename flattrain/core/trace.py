@@ -1,6 +1,6 @@
 """Hutchinson's estimate of a trace, with its standard error.
 
-    Tr A = E zᵀ A z,  z with independent ±1 entries;   Var = 2 Σ_{i≠j} A_ij²   per probe.
+Tr A = E zᵀ A z,  z with independent ±1 entries;   Var = 2 Σ_{i≠j} A_ij²   per probe.
 """
 
 from __future__ import annotations

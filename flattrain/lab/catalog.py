@@ -126,7 +126,5 @@ def build(choice: Choice, **context: Any) -> Any:
     module, function = choice.target.split(":")
     known = parameters(choice.target)
     extra = {k: v for k, v in context.items() if k in known and choice.arguments.get(k) is None}
-    arguments = {
-        k: tuple(v) if isinstance(v, list) else v for k, v in {**choice.arguments, **extra}.items()
-    }
+    arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in {**choice.arguments, **extra}.items()}
     return getattr(importlib.import_module(f"flattrain.{module}"), function)(**arguments)

@@ -1,12 +1,12 @@
 """Claims: what a recipe states before its first run, checked key by key.
 
-    W3:
-      says: …                       the statement, in words
-      source: …                     paper and place
-      test: {median: {quantity: test_error, arm: bias, at: {n: 100}}}
-      predicts: {at_least: 0.2}     where the estimate must lie for `supported`
-      refuted_if: {below: 0.1}      where it must lie for `refuted`; default: outside what is predicted
-      void_unless: [{quantity: train_loss, arm: bias, at_most: 0.01}]
+W3:
+  says: …                       the statement, in words
+  source: …                     paper and place
+  test: {median: {quantity: test_error, arm: bias, at: {n: 100}}}
+  predicts: {at_least: 0.2}     where the estimate must lie for `supported`
+  refuted_if: {below: 0.1}      where it must lie for `refuted`; default: outside what is predicted
+  void_unless: [{quantity: train_loss, arm: bias, at_most: 0.01}]
 """
 
 from __future__ import annotations
@@ -40,9 +40,7 @@ class Scope(NamedTuple):
 
     def need_quantity(self, name: Any, where: str) -> None:
         if name not in self.quantities:
-            raise Refused(
-                f"{where}: {name!r} is not measured{suggest(str(name), self.quantities)}"
-            )
+            raise Refused(f"{where}: {name!r} is not measured{suggest(str(name), self.quantities)}")
 
     def need_arm(self, name: Any, where: str) -> None:
         if name not in self.arms:

@@ -104,9 +104,7 @@ def _merged(schema: Any, raw: dict[str, Any], where: str) -> Any:
         if key in ("train", "data") and isinstance(value, dict):
             for inner in value:
                 if inner not in schema[key]:
-                    raise Refused(
-                        f"{where}: unknown key '{key}.{inner}'{suggest(str(inner), schema[key])}"
-                    )
+                    raise Refused(f"{where}: unknown key '{key}.{inner}'{suggest(str(inner), schema[key])}")
     try:
         return OmegaConf.merge(schema, raw)
     except OmegaConfBaseException as error:
@@ -120,7 +118,8 @@ def _settable(override: Override, plain: Any) -> str:
     builders' signatures decide.
     """
     path = str(override.key_or_group)
-    node, seen = plain, []
+    node: Any = plain
+    seen: list[str] = []
     for k, part in enumerate(path.split(".")):
         if not isinstance(node, dict):
             raise Refused(f"{path}: {'.'.join(seen)} is a value, not a table")

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
@@ -57,6 +58,20 @@ def load_result(folder: Path, cell: Cell) -> dict[str, Any] | None:
         return None
 
 
+def preflight(cells: list[Cell], root: str | None) -> None:
+    """Try each cell in small, here and now, so that nothing is written for a recipe that cannot run."""
+    import torch
+
+    from flattrain.lab.run import check
+
+    torch.set_num_threads(1)
+    for cell in cells:
+        try:
+            check(cell.spec, root)
+        except Refused as refused:
+            raise Refused(f"{cell.label}: {refused}") from None
+
+
 def run_cells(
     recipe: Recipe,
     folder: Path,
@@ -81,9 +96,7 @@ def run_cells(
     # The longest first, so that the processes end together.
     order = sorted(range(len(todo)), key=lambda k: -todo[k].steps)
     workers = min(len(todo), jobs or os.cpu_count() or 1)
-    with ProcessPoolExecutor(
-        workers, mp_context=context, initializer=_begin, initargs=(slots,)
-    ) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(slots,)) as pool:
         pending: dict[Future[None], Cell] = {}
         for k in order:
             job = (todo[k].spec, recipe.raw["data"]["root"])
@@ -94,7 +107,13 @@ def run_cells(
                 on_progress(finished + sum(slots[:]))
                 for future in done:
                     cell = pending.pop(future)
-                    future.result()
+                    try:
+                        future.result()
+                    except BrokenProcessPool:
+                        raise Refused(
+                            "a worker was killed (out of memory?); nothing is lost: the same command "
+                            "resumes, with jobs=1 it takes less memory"
+                        ) from None
                     result = load_result(folder, cell)
                     if result is None:
                         raise Refused(f"{result_file(folder, cell)}: the result is gone; run again")

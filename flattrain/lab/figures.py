@@ -20,8 +20,18 @@ from flattrain.lab.recipe import Recipe
 from flattrain.lab.results import Table
 from flattrain.lab.verdicts import Verdict
 
-PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#6f4e9c", "#555555",
-           "#8c2d04", "#000000")
+PALETTE = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#56b4e9",
+    "#e69f00",
+    "#6f4e9c",
+    "#555555",
+    "#8c2d04",
+    "#000000",
+)
 MARKERS = "osD^vPX*<>"
 VERDICT_COLOURS = {
     "supported": "#1a7f37",
@@ -85,9 +95,7 @@ def _words(name: Any) -> str:
     return str(name).replace("_", " ")
 
 
-def _trajectory(
-    axes: Axes, settings: dict[str, Any], table: Table, arms: list[tuple[str, str, str]]
-) -> None:
+def _trajectory(axes: Axes, settings: dict[str, Any], table: Table, arms: list[tuple[str, str, str]]) -> None:
     """Median over seeds, with a band from the smallest to the largest."""
     quantity = settings["quantity"]
     for arm, colour, _ in arms:
@@ -110,9 +118,7 @@ def _label(arm: str, point: Point, settings: dict[str, Any]) -> str:
     return ", ".join([arm, *free])
 
 
-def _scatter(
-    axes: Axes, settings: dict[str, Any], table: Table, arms: list[tuple[str, str, str]]
-) -> None:
+def _scatter(axes: Axes, settings: dict[str, Any], table: Table, arms: list[tuple[str, str, str]]) -> None:
     """One mark per run, at its last step; fill grows with the grid's position."""
     for arm, colour, marker in arms:
         points = table.points(arm, settings.get("at"))
@@ -134,9 +140,7 @@ def _scatter(
     axes.set_ylabel(f"{_words(settings['y'])} at the end")
 
 
-def _sweep(
-    axes: Axes, settings: dict[str, Any], table: Table, arms: list[tuple[str, str, str]]
-) -> None:
+def _sweep(axes: Axes, settings: dict[str, Any], table: Table, arms: list[tuple[str, str, str]]) -> None:
     """Every seed as a mark, the medians joined."""
     over, quantity = settings["over"], settings["quantity"]
     for arm, colour, marker in arms:
@@ -194,8 +198,13 @@ def _claim_line(axes: Axes, k: int, v: Verdict) -> None:
     axes.plot([at(found.low), at(found.high)], [k, k], color=colour, lw=2, solid_capstyle="round")
     axes.plot(at(found.estimate), k, "o", color=colour, ms=6)
     axes.annotate(
-        f"{found.estimate:.4g}", (at(found.estimate), k), xytext=(0, 6),
-        textcoords="offset points", ha="center", fontsize=8, color=colour,
+        f"{found.estimate:.4g}",
+        (at(found.estimate), k),
+        xytext=(0, 6),
+        textcoords="offset points",
+        ha="center",
+        fontsize=8,
+        color=colour,
     )
 
 

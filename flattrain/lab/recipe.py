@@ -88,6 +88,11 @@ def read(name: str, raw: dict[str, Any]) -> Recipe:
     _one_of("backend", raw["backend"], ("auto", "stacked"))
     if not raw["arms"]:
         raise Refused("arms: a recipe needs at least one arm")
+    for key, value in raw["train"].items():
+        _whole(f"train.{key}", value, TRAIN[key])
+    dataset = raw["problem"].get("dataset")
+    if dataset is not None:
+        catalog.choose(catalog.DATASETS, dataset, "problem.dataset")
     axes = _axes(raw["grid"])
     measures = _measures(raw["measures"])
     cells: list[Cell] = []
@@ -204,11 +209,10 @@ def _set(settings: dict[str, Any], path: str, value: Any, where: str) -> None:
     node: Any = settings
     *parents, last = path.split(".")
     for part in parents:
-        if not isinstance(node, dict) or part not in node:
-            raise Refused(f"{where}: {path!r} does not exist{suggest(part, node or {})}")
+        if not isinstance(node, dict) or not isinstance(node.get(part), dict):
+            known = node if isinstance(node, dict) else {}
+            raise Refused(f"{where}: there is no table for {path!r}{suggest(part, known)}")
         node = node[part]
-    if not isinstance(node, dict):
-        raise Refused(f"{where}: {path!r} does not exist")
     node[last] = value
 
 
@@ -270,12 +274,8 @@ def _train(train: dict[str, Any], dataset: catalog.Choice, where: str) -> dict[s
         if key not in TRAIN:
             raise Refused(f"{where}.train: unknown key {key!r}{suggest(key, TRAIN)}")
         _whole(f"{where}.train.{key}", value, TRAIN[key])
-    settings = {
-        k: train[k] for k in ("lr", "momentum", "weight_decay") if train.get(k) is not None
-    }
-    optimizer = catalog.choose(
-        catalog.OPTIMIZERS, {train["optimizer"]: settings}, f"{where}.train"
-    )
+    settings = {k: train[k] for k in ("lr", "momentum", "weight_decay") if train.get(k) is not None}
+    optimizer = catalog.choose(catalog.OPTIMIZERS, {train["optimizer"]: settings}, f"{where}.train")
     examples = dataset.arguments.get("train")
     if (train["steps"] is None) == (train["epochs"] is None):
         raise Refused(f"{where}.train: give either steps or epochs (the other one null)")

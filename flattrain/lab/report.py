@@ -18,10 +18,12 @@ from flattrain.lab.verdicts import Verdict
 
 STYLE = """
 :root { color-scheme: light; }
-body { font: 16px/1.5 system-ui, sans-serif; color: #1f2328; max-width: 62rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
+body { font: 16px/1.5 system-ui, sans-serif; color: #1f2328; max-width: 62rem;
+  margin: 0 auto; padding: 1.5rem 1rem 4rem; }
 h1 { font-size: 1.6rem; line-height: 1.25; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
 .question { font-size: 1.08rem; border-left: 4px solid #0072b2; padding: .1rem 0 .1rem 1rem; }
-.counts span, .verdict { display: inline-block; padding: .1rem .55rem; border-radius: 1rem; color: #fff; font-size: .85rem; font-weight: 600; margin-right: .4rem; }
+.counts span, .verdict { display: inline-block; padding: .1rem .55rem;
+  border-radius: 1rem; color: #fff; font-size: .85rem; font-weight: 600; margin-right: .4rem; }
 .supported { background: #1a7f37; } .refuted { background: #cf222e; } .undecided { background: #9a6700; }
 .void, .missing { background: #8250df; }
 .wide { overflow-x: auto; }
@@ -150,7 +152,8 @@ def _numbers(recipe: Recipe, table: Table) -> str:
         rows.append(f"<tr>{''.join(cells)}</tr>")
     return (
         "<h2>Numbers</h2><p class='small'>Median over seeds, with the smallest and the largest, at the "
-        "end of training. The whole table is results.csv beside this file.</p><details><summary>Show</summary>"
+        "end of training. The whole table is results.csv beside this file.</p>"
+        "<details><summary>Show</summary>"
         f'<div class="wide"><table>{head}</tr>{"".join(rows)}</table></div></details>'
     )
 

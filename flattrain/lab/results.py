@@ -51,15 +51,11 @@ class Table:
         found = dict.fromkeys(point for a, point, _ in self._series if a == arm)
         return [p for p in found if want.items() <= dict(p).items()]
 
-    def series(
-        self, quantity: str, arm: str, point: tuple[tuple[str, str], ...]
-    ) -> dict[int, list[Row]]:
+    def series(self, quantity: str, arm: str, point: tuple[tuple[str, str], ...]) -> dict[int, list[Row]]:
         """seed -> rows by step."""
         return self._series.get((arm, point, quantity), {})
 
-    def final(
-        self, quantity: str, arm: str, point: tuple[tuple[str, str], ...]
-    ) -> dict[int, float]:
+    def final(self, quantity: str, arm: str, point: tuple[tuple[str, str], ...]) -> dict[int, float]:
         """seed -> the value at the last step."""
         return {s: rows[-1].value for s, rows in self.series(quantity, arm, point).items()}
 

@@ -15,7 +15,6 @@ from flattrain.core.probes import stream
 from flattrain.lab import catalog
 from flattrain.problems.split import Model, Split
 from flattrain.problems.two_layer import LayerNormed, TwoLayer
-from flattrain.ranges import Refused
 from flattrain.training import fused, loop, objective
 from flattrain.training.evaluate import evaluate
 from flattrain.training.objective import Penalty
@@ -57,9 +56,7 @@ class Experiment:
             assert isinstance(self.module, TwoLayer)
             return fused.fused_trainer(self.module, settings, self.stacked)
         rule: Rule = _build(catalog.RULES, spec["rule"])
-        penalties = [
-            Penalty(_build(catalog.PENALTIES, p["measure"]), p["weight"]) for p in spec["penalties"]
-        ]
+        penalties = [Penalty(_build(catalog.PENALTIES, p["measure"]), p["weight"]) for p in spec["penalties"]]
         return stacked_trainer(
             objective.build(self.module, self.criterion, penalties),
             rule,
@@ -143,9 +140,7 @@ def _build(registry: dict[str, str], spec: Any, **context: Any) -> Any:
 
 
 def _as(dtype: torch.dtype, split: Split) -> Split:
-    x, y, tx, ty = (
-        t.to(dtype) if torch.is_floating_point(t) else t for t in split[:4]
-    )
+    x, y, tx, ty = (t.to(dtype) if torch.is_floating_point(t) else t for t in split[:4])
     return Split(x, y, tx, ty, split.outputs)
 
 
@@ -171,3 +166,17 @@ def _fused_settings(spec: dict[str, Any]) -> fused.Settings | None:
         return fused.Settings(lr, delta=knobs.get("delta", 0.5))
     return None
 
+
+def check(spec: dict[str, Any], root: str | None) -> None:
+    """Put a cell together for one seed, measure a few examples and take a step: what is refused is refused
+
+    before anything is written.
+    """
+    experiment = Experiment(spec | {"seeds": 1}, root)
+    experiment.splits = [
+        Split(s.train_x[:8], s.train_y[:8], s.test_x[:8], s.test_y[:8], s.outputs) for s in experiment.splits
+    ]
+    state = experiment.trainer.init()
+    experiment.measure(state._replace(step=spec["train"]["steps"]))
+    if spec["train"]["steps"]:
+        experiment.trainer.advance(state, 1)

@@ -13,7 +13,14 @@ from typing import Any
 
 from flattrain import __version__
 from flattrain.lab import results
-from flattrain.lab.execute import estimate_seconds, load_result, locked, rows_of, run_cells
+from flattrain.lab.execute import (
+    estimate_seconds,
+    load_result,
+    locked,
+    preflight,
+    rows_of,
+    run_cells,
+)
 from flattrain.lab.progress import duration, progress_bar
 from flattrain.lab.recipe import Recipe, read
 from flattrain.lab.report import write_report
@@ -36,6 +43,7 @@ def study(recipe: Recipe, command: str) -> int:
     if recipe.raw["tracking"] not in ("none", "wandb"):
         raise Refused(f"tracking must be one of none, wandb, got {recipe.raw['tracking']!r}")
     folder = folder_of(recipe)
+    preflight([c for c in recipe.cells if load_result(folder, c) is None], recipe.raw["data"]["root"])
     with locked(folder):
         record = _open_record(folder, recipe, command)
         track = tracker(recipe.raw["tracking"], recipe, folder)
@@ -116,7 +124,10 @@ def _read_record(folder: Path) -> dict[str, Any]:
 
 def _collect(folder: Path, recipe: Recipe, record: dict[str, Any]) -> None:
     """The cells' rows as one table, in the order of the recipe."""
-    rows, definitions, backends, seconds = [], {}, {}, 0.0
+    rows: list[results.Row] = []
+    definitions: dict[str, str] = {}
+    backends: dict[str, str] = {}
+    seconds = 0.0
     for cell in recipe.cells:
         result = load_result(folder, cell)
         assert result is not None
@@ -156,7 +167,11 @@ def _write(path: Path, text: str) -> None:
 
 
 def _versions() -> dict[str, str]:
-    found = {"flattrain": __version__, "python": platform.python_version(), "platform": sys.platform}
+    found = {
+        "flattrain": __version__,
+        "python": platform.python_version(),
+        "platform": sys.platform,
+    }
     for name in ("torch", "torchopt", "numba", "numpy", "scipy"):
         try:
             found[name] = version(name)
@@ -171,7 +186,11 @@ def _commit() -> str:
     try:
         described = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=here, capture_output=True, text=True, timeout=5, check=True,
+            cwd=here,
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
         )
         return described.stdout.strip()
     except (OSError, subprocess.SubprocessError):

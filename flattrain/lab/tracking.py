@@ -110,9 +110,7 @@ class Wandb:
         for v in verdicts:
             j = v.as_json()
             low, high = j["interval"] or (None, None)
-            table.add_data(
-                v.claim.id, v.verdict, j["estimate"], low, high, j["n"], j["says"], j["source"]
-            )
+            table.add_data(v.claim.id, v.verdict, j["estimate"], low, high, j["n"], j["says"], j["source"])
         logged: dict[str, Any] = {"verdicts": table}
         for figure in sorted((folder / "figures").glob("*.png")):
             logged[f"figures/{figure.stem}"] = wandb.Image(str(figure))

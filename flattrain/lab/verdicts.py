@@ -1,10 +1,10 @@
 """From the table to a verdict for each claim. Torch is not needed: a verdict can be recomputed anywhere.
 
-    supported   the estimate lies where predicted, and the 95 % interval excludes the refuting region
-    refuted     the estimate lies in the refuting region, and the interval excludes the predicted one
-    undecided   neither
-    void        a condition of the claim does not hold, or a run diverged: the test says nothing
-    missing     the table has no rows for it
+supported   the estimate lies where predicted, and the 95 % interval excludes the refuting region
+refuted     the estimate lies in the refuting region, and the interval excludes the predicted one
+undecided   neither
+void        a condition of the claim does not hold, or a run diverged: the test says nothing
+missing     the table has no rows for it
 """
 
 from __future__ import annotations
@@ -78,7 +78,10 @@ def _decide(claim: Claim, found: Interval) -> tuple[str, str]:
     if claim.predicts.holds(found.estimate):
         if not _meets(claim.refutes, found):
             return "supported", ""
-        return "undecided", "as predicted, but the interval reaches where the claim would be refuted"
+        return (
+            "undecided",
+            "as predicted, but the interval reaches where the claim would be refuted",
+        )
     if claim.refutes(found.estimate):
         if not _meets(claim.predicts.holds, found):
             return "refuted", ""
@@ -88,8 +91,8 @@ def _decide(claim: Claim, found: Interval) -> tuple[str, str]:
 
 def _meets(inside: Callable[[float], bool], found: Interval) -> bool:
     """Whether the interval meets the region: regions are intervals, so ends, middle and bounds decide."""
-    grid = np.linspace(found.low, found.high, 101) if math.isfinite(found.high - found.low) else []
-    return any(inside(float(v)) for v in [found.low, found.estimate, found.high, *grid])
+    grid = np.linspace(found.low, found.high, 101).tolist() if math.isfinite(found.high - found.low) else []
+    return any(inside(v) for v in [found.low, found.estimate, found.high, *grid])
 
 
 def _check_conditions(claim: Claim, table: Table) -> None:
@@ -97,9 +100,7 @@ def _check_conditions(claim: Claim, table: Table) -> None:
         values = _values(table, spec["quantity"], spec["arm"], spec.get("at"), spec)
         level, wanted = float(np.median(values)), condition(spec)
         if not wanted.holds(level):
-            raise _Void(
-                f"needs {spec['quantity']} of {spec['arm']} {wanted}, its median is {level:.4g}"
-            )
+            raise _Void(f"needs {spec['quantity']} of {spec['arm']} {wanted}, its median is {level:.4g}")
 
 
 def _only_point(table: Table, arm: str, at: dict[str, Any] | None) -> Point:
@@ -111,9 +112,7 @@ def _only_point(table: Table, arm: str, at: dict[str, Any] | None) -> Point:
     return points[0]
 
 
-def _values(
-    table: Table, quantity: str, arm: str, at: dict[str, Any] | None, spec: dict[str, Any]
-) -> Values:
+def _values(table: Table, quantity: str, arm: str, at: dict[str, Any] | None, spec: dict[str, Any]) -> Values:
     """One value per seed, in the order of the seeds: final, or at the first step where `when` holds."""
     point = _only_point(table, arm, at)
     when = spec.get("when")
@@ -126,9 +125,7 @@ def _values(
         raise _NoRows(f"no {quantity} for arm {arm}")
     bad = [str(seed) for seed, value in found.items() if not math.isfinite(value)]
     if bad and when is not None:
-        raise _Void(
-            f"seeds {', '.join(bad)} of arm {arm} never reach {when['quantity']} {condition(when)}"
-        )
+        raise _Void(f"seeds {', '.join(bad)} of arm {arm} never reach {when['quantity']} {condition(when)}")
     if bad:
         raise _Void(f"seeds {', '.join(bad)} of arm {arm} have no finite {quantity}")
     return np.array([found[s] for s in sorted(found)]) / spec.get("divided_by", 1.0)
@@ -139,9 +136,7 @@ def _one(spec: dict[str, Any], table: Table) -> Values:
 
 
 def _pair(spec: dict[str, Any], table: Table) -> tuple[Values, Values]:
-    other = _values(
-        table, spec["quantity"], spec["versus"], spec.get("versus_at", spec.get("at")), spec
-    )
+    other = _values(table, spec["quantity"], spec["versus"], spec.get("versus_at", spec.get("at")), spec)
     mine = _one(spec, table)
     if len(mine) != len(other):
         raise _Void(f"{len(mine)} seeds of {spec['arm']} against {len(other)} of {spec['versus']}")
@@ -208,8 +203,7 @@ def _rank_correlation(spec: dict[str, Any], table: Table, name: str) -> Interval
     if not points:
         raise _NoRows(f"no runs of arm {spec['arm']}")
     x, y = (
-        np.stack([_values(table, spec[k], spec["arm"], dict(p), spec) for p in points])
-        for k in ("x", "y")
+        np.stack([_values(table, spec[k], spec["arm"], dict(p), spec) for p in points]) for k in ("x", "y")
     )
     return over_seeds(lambda s: kendall(x[:, s].ravel(), y[:, s].ravel()), x.shape[1], name)
 

@@ -21,9 +21,7 @@ def gram(seen: Seen) -> Tensor:
     if seen.criterion.name != "squared_error" or seen.outputs.shape[-1] != 1:
         raise Refused("the Gauss–Newton Gram matrix needs one output and the loss squared_error")
     layers = list(seen.taps.values())
-    deltas = torch.autograd.grad(
-        seen.outputs.sum(), [tap.output for tap in layers], create_graph=True
-    )
+    deltas = torch.autograd.grad(seen.outputs.sum(), [tap.output for tap in layers], create_graph=True)
     total = torch.zeros_like(layers[0].input @ layers[0].input.T)
     for tap, delta in zip(layers, deltas, strict=True):
         inner = tap.input @ tap.input.T

@@ -2,8 +2,9 @@
 
     Tr G = mean_i Σ_c ‖∂(L_i[:, c]ᵀ f_i)/∂θ‖² = mean_i Σ_c Σ_l ‖g_l,ic‖² (‖φ_l,i‖² + 1)
 
-with S = L Lᵀ the output Hessian, g_l,ic the pulled-back column at layer l, and the 1 for a bias: the gradient of
-a linear layer has rank one per example, so its norm is a product. Exact with K vector-Jacobian products.
+with S = L Lᵀ the output Hessian, g_l,ic the pulled-back column at layer l, and the 1 for a bias: the
+gradient of a linear layer has rank one per example, so its norm is a product. Exact with K vector-Jacobian
+products.
 
 Tr H = Tr G for piecewise-linear nets, and for any net at interpolation, where the residuals vanish: it is the
 sharpness of Wen et al. 2023, Lemma 4.1, (2/n) Σ ‖∇f_i‖² for squared error.
@@ -29,9 +30,7 @@ def _statistic(seen: Seen, noise: Mapping[str, Tensor]) -> Statistic:
     taps = list(seen.taps.values())
     total = torch.zeros_like(seen.outputs[:, 0])
     for column in seen.criterion.factor(seen.outputs).unbind(-1):
-        pulled = torch.autograd.grad(
-            seen.outputs, [tap.output for tap in taps], column, create_graph=True
-        )
+        pulled = torch.autograd.grad(seen.outputs, [tap.output for tap in taps], column, create_graph=True)
         for tap, g in zip(taps, pulled, strict=True):
             size = tap.input.square().sum(-1) + (0 if tap.bias is None else 1)
             total = total + g.square().sum(-1) * size

@@ -22,9 +22,7 @@ def _error(seen: Seen, noise: Mapping[str, Tensor]) -> Statistic:
 
 def loss() -> Measure:
     """L = (1/n) Σ ℓ(f(x_i), y_i)."""
-    return Measure(
-        "loss", _loss, lambda s: Estimate(s["loss"]), "mean loss over the examples"
-    )
+    return Measure("loss", _loss, lambda s: Estimate(s["loss"]), "mean loss over the examples")
 
 
 def error() -> Measure:

@@ -98,8 +98,12 @@ _WORDS = {
 
 
 @checked
-def relative_flatness(*, layer: str = "head", form: Literal["auto", "head", "relu", "probe"] = "auto",
-                      probes: Count = 1) -> Measure:
+def relative_flatness(
+    *,
+    layer: str = "head",
+    form: Literal["auto", "head", "relu", "probe"] = "auto",
+    probes: Count = 1,
+) -> Measure:
     """κ of the weight matrix of `layer`; `auto` takes the closed form where the layer is the head."""
 
     def chosen(seen: Seen) -> str:

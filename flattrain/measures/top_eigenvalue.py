@@ -20,9 +20,7 @@ def top_eigenvalue(*, tolerance: Positive = 1e-3, max_products: Count = 100) -> 
     """λ₁ with ‖Hv − λv‖ ≤ tolerance · λ, or the best of `max_products` Hessian-vector products."""
 
     def estimate(matvec: Callable[[Tensor], Tensor], dim: int, generator: Generator) -> Estimate:
-        found = largest(
-            matvec, dim, generator, tolerance=tolerance, max_products=max_products
-        )
+        found = largest(matvec, dim, generator, tolerance=tolerance, max_products=max_products)
         return Estimate(found.value, found.residual)
 
     return Spectral(

@@ -11,6 +11,7 @@ import hashlib
 import os
 import struct
 import zlib
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +27,7 @@ from flattrain.ranges import Count, Refused, checked
 class Source(NamedTuple):
     folder: str
     url: str
-    sha256: dict[str, str]
+    sha256: tuple[str, ...]  # in the order of FILES
 
 
 FILES = (
@@ -38,35 +39,27 @@ FILES = (
 MNIST = Source(
     "mnist",
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
-    dict(
-        zip(
-            FILES,
-            (
-                "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
-                "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
-                "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
-                "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
-            ),
-            strict=True,
-        )
+    (
+        "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+        "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+        "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+        "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
     ),
 )
 FASHION_MNIST = Source(
     "fashion_mnist",
     "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
-    dict(
-        zip(
-            FILES,
-            (
-                "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
-                "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
-                "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
-                "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
-            ),
-            strict=True,
-        )
+    (
+        "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+        "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+        "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+        "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
     ),
 )
+
+
+def _checksum(source: Source, name: str) -> str:
+    return source.sha256[FILES.index(name)]
 
 
 def read_idx(path: Path) -> np.ndarray:
@@ -92,10 +85,10 @@ def _locate(source: Source, name: str, root: str | None) -> Path:
                     "unset data.root and FLATTRAIN_DATA to download them"
                 )
             found = hashlib.sha256(path.read_bytes()).hexdigest()
-            if found != source.sha256[name]:
+            if found != _checksum(source, name):
                 raise Refused(
                     f"{path}: wrong checksum (SHA-256 {found[:12]}…, expected "
-                    f"{source.sha256[name][:12]}…); the file is damaged or another one: fetch it again"
+                    f"{_checksum(source, name)[:12]}…); the file is damaged or another one: fetch it again"
                 )
             return path
     return _download(source, name)
@@ -110,7 +103,7 @@ def _download(source: Source, name: str) -> Path:
         return Path(
             pooch.retrieve(
                 source.url + name,
-                known_hash=f"sha256:{source.sha256[name]}",
+                known_hash=f"sha256:{_checksum(source, name)}",
                 fname=name,
                 path=pooch.os_cache("flattrain") / source.folder,
                 downloader=pooch.HTTPDownloader(timeout=20),
@@ -123,6 +116,7 @@ def _download(source: Source, name: str) -> Path:
         ) from None
 
 
+@lru_cache(maxsize=1)
 def _load(source: Source, root: str | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     arrays = [read_idx(_locate(source, name, root)) for name in FILES]
     images = [torch.from_numpy(a.copy()).to(torch.float32)[:, None] / 255 for a in arrays[::2]]

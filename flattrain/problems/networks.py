@@ -11,7 +11,7 @@ from torch import nn
 
 from flattrain.problems import start
 from flattrain.problems.split import Model, Split
-from flattrain.ranges import Count, Refused, checked
+from flattrain.ranges import Refused, checked
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,

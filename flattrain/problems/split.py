@@ -31,6 +31,4 @@ class Model(NamedTuple):
 
     build: Callable[[Split], nn.Module]
     start: Callable[[nn.Module, Split, Generator], Params]
-    buffers: Callable[[nn.Module, Split], Params] = lambda module, split: dict(
-        module.named_buffers()
-    )
+    buffers: Callable[[nn.Module, Split], Params] = lambda module, split: dict(module.named_buffers())

@@ -100,9 +100,7 @@ def two_layer(
 
     def initial(module: nn.Module, split: Split, generator: Generator) -> Params:
         params = start.default(module, split, generator)
-        return {
-            k: v * first_layer_scale if k.startswith("hidden.") else v for k, v in params.items()
-        }
+        return {k: v * first_layer_scale if k.startswith("hidden.") else v for k, v in params.items()}
 
     def buffers(module: nn.Module, split: Split) -> Params:
         return {"reference": split.train_x} if normalisation == "batch" else {}

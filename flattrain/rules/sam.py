@@ -9,6 +9,8 @@ ascend and g = ∇L(θ); elsewhere no constant is added to the norm.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from einops import rearrange
 from torch import Tensor
@@ -46,8 +48,9 @@ def m_sam(*, rho: NonNegative = 0.05, m: Count = 1) -> Rule:
         def gradient(params: Params, batch: Batch) -> tuple[Params, Logs]:
             if len(batch.y) % m:
                 raise Refused(f"m_sam: the batch of {len(batch.y)} is not a multiple of m = {m}")
+            over_groups: Any = Batch(0, 0, None)  # type: ignore[arg-type]  # axes in place of tensors
             groups = Batch(_grouped(batch.x, m), _grouped(batch.y, m), batch.noise)
-            grads, logs = vmap(one, in_dims=(None, Batch(0, 0, None)))(params, groups)
+            grads, logs = vmap(one, in_dims=(None, over_groups))(params, groups)
             return {k: v.mean(0) for k, v in grads.items()}, {k: v.mean(0) for k, v in logs.items()}
 
         return gradient

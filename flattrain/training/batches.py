@@ -37,9 +37,7 @@ def next_stop(step: int, target: int) -> int:
     return min(target, (step // BLOCK + 1) * BLOCK)
 
 
-def noise_of(
-    wanted: dict[str, Draw], seed: int, dtype: torch.dtype
-) -> Callable[[int], dict[str, Tensor]]:
+def noise_of(wanted: dict[str, Draw], seed: int, dtype: torch.dtype) -> Callable[[int], dict[str, Tensor]]:
     """step ↦ the tensors that are wanted at that step."""
     numbers = sum(math.prod(want.shape) for want in wanted.values())
     length = min(BLOCK, max(1, NOISE_NUMBERS // max(1, numbers)))

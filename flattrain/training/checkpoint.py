@@ -47,11 +47,7 @@ def load_state(path: Path) -> tuple[State, Any] | None:
         with safe_open(path, framework="pt") as file:
             header = json.loads(file.metadata()["flattrain"])
             names = list(file.keys())
-            params = {
-                n.removeprefix("params."): file.get_tensor(n)
-                for n in names
-                if n.startswith("params.")
-            }
+            params = {n.removeprefix("params."): file.get_tensor(n) for n in names if n.startswith("params.")}
             count = sum(n.startswith("optimizer.") for n in names)
             optimizer = [file.get_tensor(f"optimizer.{i}") for i in range(count)]
         return State(header["step"], params, optimizer), header["extra"]

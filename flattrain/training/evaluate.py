@@ -21,15 +21,14 @@ CHUNK = 2048
 Key = tuple[int | str, ...]
 
 
-def evaluate(
-    measure: Measure | Spectral, network: Network, x: Tensor, y: Tensor, key: Key
-) -> Estimate:
+def evaluate(measure: Measure | Spectral, network: Network, x: Tensor, y: Tensor, key: Key) -> Estimate:
     """The measure on the examples (x, y); `key` names the stream of its probes."""
     was_training = network.module.training
     network.module.eval()
     try:
-        over = _operator if isinstance(measure, Spectral) else _mean
-        return over(measure, network, x, y, key)  # type: ignore[operator]
+        if isinstance(measure, Spectral):
+            return _operator(measure, network, x, y, key)
+        return _mean(measure, network, x, y, key)
     finally:
         network.module.train(was_training)
 
@@ -57,9 +56,7 @@ def _operator(measure: Spectral, network: Network, x: Tensor, y: Tensor, key: Ke
     return measure.estimate(lambda v: matvec(v.to(dtype)), dim, stream(*key, "lanczos"))
 
 
-def _see(
-    network: Network, live: Params, x: Tensor, y: Tensor, layers: tuple[str, ...] = ()
-) -> Seen:
+def _see(network: Network, live: Params, x: Tensor, y: Tensor, layers: tuple[str, ...] = ()) -> Seen:
     return see(
         network.module,
         network.criterion,
@@ -79,9 +76,7 @@ def _noise(measure: Measure, seen: Seen, chunk: int, key: Key) -> dict[str, Tens
     shared = {n: d for n, d in wanted.items() if not d.per_example}
     own = {n: d for n, d in wanted.items() if d.per_example}
     dtype = seen.loss.dtype
-    return draw(shared, stream(*key, "probes"), dtype) | draw(
-        own, stream(*key, "probes", chunk), dtype
-    )
+    return draw(shared, stream(*key, "probes"), dtype) | draw(own, stream(*key, "probes", chunk), dtype)
 
 
 def _chunks(x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

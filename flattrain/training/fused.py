@@ -114,9 +114,7 @@ def _compiled() -> Callable[..., Any]:
     return jit(_steps)
 
 
-def _steps(
-    weights: Any, head: Any, inputs: Any, y: Any, index: Any, lr: Any, rho: Any, clamp: Any
-) -> None:
+def _steps(weights: Any, head: Any, inputs: Any, y: Any, index: Any, lr: Any, rho: Any, clamp: Any) -> None:
     """len(index) steps in place. weights (D, m), head (m,), y already picked and noisy, per step."""
     dim, units = weights.shape
     zero, one, two = lr * 0, lr * 0 + 1, lr * 0 + 2

@@ -21,8 +21,11 @@ def milestones(steps: int, count: int, spacing: str) -> list[int]:
         points = [round(steps * k / count) for k in range(1, count + 1)]
     else:
         first = min(10, steps)
-        points = [round(first * (steps / first) ** (k / (count - 1))) for k in range(count)] \
-            if count > 1 else [steps]
+        points = (
+            [round(first * (steps / first) ** (k / (count - 1))) for k in range(count)]
+            if count > 1
+            else [steps]
+        )
     return sorted({0, *points, steps})
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -33,9 +33,7 @@ class Objective:
     layers: tuple[tuple[str, ...], ...]  # per penalty
     forward: Forward = call
 
-    def see(
-        self, x: Any, y: Tensor, params: Params | None = None, buffers: Params | None = None
-    ) -> Seen:
+    def see(self, x: Any, y: Tensor, params: Params | None = None, buffers: Params | None = None) -> Seen:
         """The one forward pass."""
         tapped = dict.fromkeys(name for names in self.layers for name in names)
         return see(
@@ -103,5 +101,3 @@ def layers_of(module: nn.Module, measure: Measure) -> tuple[str, ...]:
     if measure.layers is None:
         return linear_layers(module)
     return tuple(resolve(module, measure.layers))
-
-

@@ -53,9 +53,7 @@ def stacked_trainer(
 
     def advance(state: State, target: int) -> State:
         stop = min(next_stop(state.step, target), state.step + STEPS_AT_ONCE)
-        picks = torch.stack(
-            [indices(s, examples, batch_size, state.step, stop) for s in seeds.numbers], 1
-        )
+        picks = torch.stack([indices(s, examples, batch_size, state.step, stop) for s in seeds.numbers], 1)
         params, inner = state.params, optimizer.unpack(state.optimizer, state.params)
         for k, pick in enumerate(picks):
             noise = trees.stack([noise_at(state.step + k) for noise_at in noises])

@@ -22,8 +22,9 @@ def basis_probes(net):
     params = dict(net.named_parameters())
     total = sum(p.numel() for p in params.values())
     rows = total**0.5 * torch.eye(total)
-    return {f"{k}.{name}": part for k in range(total)
-            for name, part in oracles.rebuild(rows[k], params).items()}
+    return {
+        f"{k}.{name}": part for k in range(total) for name, part in oracles.rebuild(rows[k], params).items()
+    }
 
 
 @pytest.mark.parametrize("kind", ["tanh", "relu"])
@@ -74,8 +75,12 @@ def test_gauss_newton_trace_is_the_hessian_trace_of_a_relu_net_and_not_of_a_tanh
 
 @pytest.mark.parametrize(
     ("settings", "clamp"),
-    [({"bias": False}, None), ({"bias": True}, None), ({"normalisation": "layer"}, 1e-6),
-     ({"normalisation": "layer", "clamp": 3.0}, 3.0)],
+    [
+        ({"bias": False}, None),
+        ({"bias": True}, None),
+        ({"normalisation": "layer"}, 1e-6),
+        ({"normalisation": "layer", "clamp": 3.0}, 3.0),
+    ],
 )
 def test_two_layer_closed_form_is_the_trace_away_from_interpolation(settings, clamp):
     split = parity(dim=5, train=12, test=5)(3)
@@ -112,8 +117,14 @@ def test_the_exact_pair_reaches_the_floor(dim):
         params = model.start(module, split, stream(0))
         outputs = torch.func.functional_call(module, params, (x,)).reshape(-1)
         torch.testing.assert_close(outputs, y, rtol=0, atol=1e-12)
-        mine = value_of(two_layer_trace(), module, squared_error, x, y,
-                        {k: v.clone().requires_grad_() for k, v in params.items()})
+        mine = value_of(
+            two_layer_trace(),
+            module,
+            squared_error,
+            x,
+            y,
+            {k: v.clone().requires_grad_() for k, v in params.items()},
+        )
         assert float(mine) == pytest.approx(floor, rel=1e-8)
 
 

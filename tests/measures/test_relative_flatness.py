@@ -17,14 +17,22 @@ from flattrain.ranges import Refused
 def gradient(measure, module, criterion, x, y, noise=None):
     live = {k: p.detach().requires_grad_() for k, p in module.named_parameters()}
     value = value_of(measure, module, criterion, x, y, live, noise)
-    return oracles.flat(dict(zip(live, torch.autograd.grad(value, list(live.values()),
-                                                           materialize_grads=True), strict=True)))
+    return oracles.flat(
+        dict(
+            zip(
+                live,
+                torch.autograd.grad(value, list(live.values()), materialize_grads=True),
+                strict=True,
+            )
+        )
+    )
 
 
 def all_probes(n, width):
     """Σ over ±1 vectors is not needed: unit vectors √D e_k, one per feature, make the probe exact."""
-    return {str(k): width**0.5 * F.one_hot(torch.tensor(k), width).double().expand(n, width)
-            for k in range(width)}
+    return {
+        str(k): width**0.5 * F.one_hot(torch.tensor(k), width).double().expand(n, width) for k in range(width)
+    }
 
 
 @pytest.mark.parametrize("kind", ["tanh", "relu", "softplus"])

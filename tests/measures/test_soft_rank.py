@@ -39,6 +39,7 @@ def explicit(net, x, lam):
         a = phi.T @ phi / len(x)
         b = 0
         for i, row in enumerate(x):
+
             def outputs(bias, row=row, name=name):
                 return functional_call(net, params | {f"{name}.bias": bias}, (row[None],))[0]
 
@@ -122,9 +123,7 @@ def test_sketch_of_the_factors_is_unbiased_in_value_and_gradient():
 
     exact = linear_functional(None)
     seen = see(net, cross_entropy, x, y, layers=("head",))
-    draws = [
-        linear_functional(draw(measure.draws(seen), stream(k), x.dtype)) for k in range(3000)
-    ]
+    draws = [linear_functional(draw(measure.draws(seen), stream(k), x.dtype)) for k in range(3000)]
     for k in range(2):
         found = torch.stack([d[k] for d in draws])
         error = found.std(0) / len(draws) ** 0.5
@@ -139,8 +138,7 @@ def test_laws_and_jensen():
     vmap_is_loop(soft_rank(lam=LAM, columns="sketch"), net, x, y)
     whole = value_of(soft_rank(lam=LAM), net, cross_entropy, x, y)
     parts = [
-        value_of(soft_rank(lam=LAM), net, cross_entropy, x[k : k + 5], y[k : k + 5])
-        for k in range(0, 20, 5)
+        value_of(soft_rank(lam=LAM), net, cross_entropy, x[k : k + 5], y[k : k + 5]) for k in range(0, 20, 5)
     ]
     assert sum(parts) / 4 < whole
 

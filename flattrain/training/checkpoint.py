@@ -35,7 +35,9 @@ def save_state(path: Path, state: State, extra: Any) -> None:
     """Store `state` and the JSON value `extra`."""
     tensors = {f"params.{k}": v.contiguous() for k, v in state.params.items()}
     tensors |= {f"optimizer.{i}": v.contiguous().clone() for i, v in enumerate(state.optimizer)}
-    header = {"flattrain": json.dumps({"step": state.step, "extra": extra})}
+    # The file sorts its tensors by name; sums over a tree go by its order, down to the last bit.
+    about = {"step": state.step, "params": list(state.params), "extra": extra}
+    header = {"flattrain": json.dumps(about)}
     write_atomically(path, save(tensors, metadata=header))
 
 
@@ -46,9 +48,8 @@ def load_state(path: Path) -> tuple[State, Any] | None:
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads(file.metadata()["flattrain"])
-            names = list(file.keys())
-            params = {n.removeprefix("params."): file.get_tensor(n) for n in names if n.startswith("params.")}
-            count = sum(n.startswith("optimizer.") for n in names)
+            params = {name: file.get_tensor(f"params.{name}") for name in header["params"]}
+            count = sum(name.startswith("optimizer.") for name in file.keys())  # noqa: SIM118
             optimizer = [file.get_tensor(f"optimizer.{i}") for i in range(count)]
         return State(header["step"], params, optimizer), header["extra"]
     except (SafetensorError, KeyError, TypeError, ValueError):

@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from flattrain.core.functional import Forward, call
-from flattrain.core.losses import Loss, recognise
+from flattrain.core.losses import recognise
 from flattrain.core.probes import draw, stream
 from flattrain.measures.hessian_trace import hessian_trace
 from flattrain.measures.relative_flatness import relative_flatness
 from flattrain.measures.soft_rank import soft_rank
 from flattrain.ranges import Refused
 from flattrain.training.objective import Penalty, build
+from flattrain.types import Loss
 
 __all__ = ["HessianTrace", "Penalty", "Regularized", "RelativeFlatness", "SoftRank"]
 

@@ -24,8 +24,6 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 if TYPE_CHECKING:
     from torch import Generator, Tensor, nn
 
-    from flattrain.core.losses import Loss
-
 Params: TypeAlias = "dict[str, Tensor]"
 Logs: TypeAlias = "dict[str, Tensor]"
 Norms: TypeAlias = "tuple[tuple[str, nn.Module], ...]"
@@ -65,6 +63,21 @@ class Rule:
 
     def __call__(self, grad_fn: GradFn) -> GradFn:
         return self.wrap(grad_fn)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A mean loss, its zero-one error, and the square root of its output Hessian.
+
+    factor(outputs) -> L (B, K, K), or None where the structure is unknown.
+    trace_with(outputs, W) -> Tr(W Wᵀ S) per example (B,), in closed form.
+    """
+
+    name: str
+    mean: Callable[[Tensor, Tensor], Tensor]
+    error: Callable[[Tensor, Tensor], Tensor] | None = None
+    factor: Callable[[Tensor], Tensor] | None = None
+    trace_with: Callable[[Tensor, Tensor], Tensor] | None = None
 
 
 class Network(NamedTuple):

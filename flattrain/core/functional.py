@@ -18,9 +18,8 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flattrain.core.eager import couples, unsafe
-from flattrain.core.losses import Loss
 from flattrain.ranges import Refused, suggest
-from flattrain.types import Params, Seen, Tap
+from flattrain.types import Loss, Params, Seen, Tap
 
 Forward = Callable[[nn.Module, Any], Tensor]
 

@@ -11,7 +11,6 @@ L stays on the graph: detaching it loses the term ∂S/∂θ of a penalty's grad
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,21 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flattrain.ranges import Refused
-
-
-@dataclass(frozen=True)
-class Loss:
-    """A mean loss, its zero-one error, and the square root of its output Hessian.
-
-    factor(outputs) -> L (B, K, K), or None where the structure is unknown.
-    trace_with(outputs, W) -> Tr(W Wᵀ S) per example (B,), in closed form.
-    """
-
-    name: str
-    mean: Callable[[Tensor, Tensor], Tensor]
-    error: Callable[[Tensor, Tensor], Tensor] | None = None
-    factor: Callable[[Tensor], Tensor] | None = None
-    trace_with: Callable[[Tensor, Tensor], Tensor] | None = None
+from flattrain.types import Loss
 
 
 def _softmax_factor(outputs: Tensor) -> Tensor:

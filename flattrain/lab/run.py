@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from flattrain.core import losses, trees
-from flattrain.core.losses import Loss
 from flattrain.core.probes import stream
 from flattrain.lab import catalog
 from flattrain.problems.split import Model, Split
@@ -20,7 +19,7 @@ from flattrain.training.evaluate import evaluate
 from flattrain.training.objective import Penalty
 from flattrain.training.stacked import Seeds, stacked_trainer
 from flattrain.training.trainer import State, Trainer
-from flattrain.types import Measure, Network, Rule, Spectral
+from flattrain.types import Loss, Measure, Network, Rule, Spectral
 
 
 class Experiment:

@@ -11,9 +11,8 @@ from torch.func import grad
 
 from flattrain.core.eager import guard
 from flattrain.core.functional import Forward, call, linear_layers, resolve, see
-from flattrain.core.losses import Loss
 from flattrain.ranges import Refused, refusal
-from flattrain.types import Batch, Draw, GradFn, Logs, Measure, Params, Seen
+from flattrain.types import Batch, Draw, GradFn, Logs, Loss, Measure, Params, Seen
 
 
 class Penalty(NamedTuple):

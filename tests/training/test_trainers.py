@@ -49,7 +49,7 @@ def test_parity_with_torch_optim_and_purity(name):
         old = state
         mine, state = optimizer.update(grads, state, mine)
         assert all(torch.equal(a, b) for a, b in zip(before, optimizer.pack(old), strict=True))
-        for k, p in theirs.items():
+        for p in theirs.values():
             p.grad = p.detach() ** 3 - 0.1 * step
         reference.step()
     assert all(torch.equal(params[k], first[k]) for k in params)

@@ -1,0 +1,107 @@
+"""Trees, probes, operators, Lanczos, losses and Kronecker factors."""
+
+from __future__ import annotations
+
+import oracles
+import pytest
+import torch
+from torch.nn import functional as F
+
+from flattrain.core import trees
+from flattrain.core.lanczos import largest
+from flattrain.core.losses import cross_entropy, mean_squared_error, recognise, squared_error
+from flattrain.core.operators import hessian
+from flattrain.core.probes import draw, stream
+from flattrain.core.trace import mean_of_probes
+from flattrain.types import Draw
+
+
+def test_trees():
+    a = {"w": torch.tensor([[1.0, 2.0]]), "b": torch.tensor([3.0])}
+    assert float(trees.dot(a, a)) == 14.0
+    assert float(trees.norm(a)) == 14.0**0.5
+    assert torch.equal(trees.axpy(2.0, a, a)["b"], torch.tensor([9.0]))
+    assert torch.equal(trees.flatten(a), torch.tensor([1.0, 2.0, 3.0]))
+    back = trees.unflatten(trees.flatten(a), a)
+    assert all(torch.equal(back[k], a[k]) for k in a)
+    stacked = trees.stack([a, trees.axpy(1.0, a, a)])
+    assert stacked["w"].shape == (2, 1, 2)
+    assert torch.equal(trees.pick(stacked, 1)["b"], torch.tensor([6.0]))
+
+
+def test_streams_are_named_and_probes_have_their_moments():
+    wanted = {"r": Draw("rademacher", (40_000,)), "n": Draw("normal", (40_000,))}
+    one, two = (draw(wanted, stream(3, "x"), torch.float64) for _ in range(2))
+    other = draw(wanted, stream(3, "y"), torch.float64)
+    for k in wanted:
+        assert torch.equal(one[k], two[k])
+        assert not torch.equal(one[k], other[k])
+        assert abs(one[k].mean()) < 0.025 and abs(one[k].square().mean() - 1) < 0.03
+    assert torch.equal(one["r"].abs(), torch.ones(40_000))
+
+
+@pytest.mark.parametrize("sizes", [(12,), (5, 7), (4, 4, 4), (11, 1)])
+def test_hessian_operator_weighs_uneven_batches_by_their_counts(sizes):
+    net, (x, y) = oracles.small_net(), oracles.data()
+    params = {k: p.detach() for k, p in net.named_parameters()}
+
+    def loss(p, bx, by):
+        return F.cross_entropy(torch.func.functional_call(net, p, (bx,)), by)
+
+    matvec, dim = hessian(loss, params, list(zip(x.split(sizes), y.split(sizes), strict=True)))
+    h = oracles.full_hessian(net, F.cross_entropy, x, y)
+    mine = torch.stack([matvec(e) for e in torch.eye(dim)])
+    torch.testing.assert_close(mine, h, rtol=1e-9, atol=1e-12)
+
+
+def test_lanczos_reports_a_residual_that_bounds_the_error():
+    torch.manual_seed(0)
+    q, _ = torch.linalg.qr(torch.randn(60, 60))
+    values = torch.cat([torch.tensor([3.0, 2.99, -3.5]), torch.linspace(-1, 1, 57)])
+    a = q @ torch.diag(values) @ q.T
+    for tolerance in (1e-1, 1e-3, 1e-8):
+        found = largest(lambda v: a @ v, 60, stream(1), tolerance=tolerance)
+        assert found.converged and found.residual <= tolerance * 3
+        assert abs(found.value - 3) <= found.residual + 1e-10 or abs(found.value - 2.99) <= found.residual
+    assert found.value == pytest.approx(3.0, rel=1e-8)  # largest algebraic, not the −3.5
+    short = largest(lambda v: a @ v, 60, stream(1), tolerance=1e-12, max_products=4)
+    assert not short.converged and short.products == 4 and short.residual > 1e-6
+
+
+def test_lanczos_on_degenerate_and_zero_operators():
+    identity = largest(lambda v: 2 * v, 10, stream(0))
+    assert identity.value == pytest.approx(2.0) and identity.converged and identity.products == 1
+    nothing = largest(lambda v: 0 * v, 10, stream(0))
+    assert nothing.value == 0 and nothing.converged
+
+
+def test_standard_error_of_probes():
+    values = torch.tensor([1.0, 2.0, 4.0, 5.0])
+    found = mean_of_probes(values)
+    assert float(found.value) == 3.0
+    assert float(found.standard_error) == pytest.approx(float(values.std()) / 2)
+    assert torch.isnan(mean_of_probes(values[:1]).standard_error)
+
+
+@pytest.mark.parametrize("criterion", [cross_entropy, squared_error, mean_squared_error])
+def test_output_hessians_and_traces(criterion):
+    z = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    y = torch.tensor([0, 2, 1, 1, 0])
+    target = y if criterion is cross_entropy else F.one_hot(y).double()
+    w = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
+    root = criterion.factor(z)
+    for i in range(5):
+        s = torch.func.hessian(lambda v, i=i: criterion.mean(v[None], target[i : i + 1]))(z[i])
+        torch.testing.assert_close(root[i] @ root[i].T, s, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(
+            criterion.trace_with(z, w)[i], torch.trace(w @ w.T @ s), rtol=1e-10, atol=1e-12
+        )
+
+
+def test_losses_are_recognised():
+    assert recognise(F.cross_entropy) is cross_entropy
+    assert recognise(torch.nn.MSELoss()) is mean_squared_error
+    smoothed = recognise(torch.nn.CrossEntropyLoss(label_smoothing=0.1))
+    assert smoothed.factor is not None
+    weighted = recognise(torch.nn.CrossEntropyLoss(weight=torch.ones(3)))
+    assert weighted.factor is None

@@ -97,14 +97,15 @@ def _with_preset(raw: dict[str, Any], preset: str | None) -> dict[str, Any]:
 
 
 def _merged(schema: Any, raw: dict[str, Any], where: str) -> Any:
-    known = [str(k) for k in schema]
+    top = [str(k) for k in schema]
     for key, value in raw.items():
-        if key not in known:
-            raise Refused(f"{where}: unknown key {key!r}{suggest(key, known)}")
+        if key not in top:
+            raise Refused(f"{where}: unknown key {key!r}{suggest(key, top)}")
         if key in ("train", "data") and isinstance(value, dict):
             for inner in value:
                 if inner not in schema[key]:
-                    raise Refused(f"{where}: unknown key '{key}.{inner}'{suggest(str(inner), schema[key])}")
+                    known = [f"{key}.{k}" for k in schema[key]]
+                    raise Refused(f"{where}: unknown key '{key}.{inner}'{suggest(f'{key}.{inner}', known)}")
     try:
         return OmegaConf.merge(schema, raw)
     except OmegaConfBaseException as error:

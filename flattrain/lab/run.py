@@ -14,6 +14,7 @@ from flattrain.core.probes import stream
 from flattrain.lab import catalog
 from flattrain.problems.split import Model, Split
 from flattrain.problems.two_layer import LayerNormed, TwoLayer
+from flattrain.ranges import Refused
 from flattrain.training import fused, loop, objective
 from flattrain.training.evaluate import evaluate
 from flattrain.training.objective import Penalty
@@ -35,6 +36,7 @@ class Experiment:
         model: Model = _build(catalog.MODELS, spec["model"])
         self.module = model.build(self.splits[0]).to(dtype)
         self.criterion: Loss = getattr(losses, spec["loss"])
+        _need_targets(spec, torch.is_floating_point(self.splits[0].train_y))
         starts = [
             model.start(self.module, split, stream(seed, "start"))
             for seed, split in zip(self.seeds, self.splits, strict=True)
@@ -136,6 +138,12 @@ def run_cell(
 
 def _build(registry: dict[str, str], spec: Any, **context: Any) -> Any:
     return catalog.build(catalog.choose(registry, spec, "cell"), **context)
+
+
+def _need_targets(spec: dict[str, Any], real: bool) -> None:
+    if (spec["loss"] == "cross_entropy") == real:
+        needs, gives = ("class labels", "real targets") if real else ("real targets", "class labels")
+        raise Refused(f"problem.loss: {spec['loss']} needs {needs}, the data set gives {gives}")
 
 
 def _as(dtype: torch.dtype, split: Split) -> Split:

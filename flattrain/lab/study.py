@@ -21,6 +21,7 @@ from flattrain.lab.execute import (
     rows_of,
     run_cells,
 )
+from flattrain.lab.page import write_page
 from flattrain.lab.progress import duration, progress_bar
 from flattrain.lab.recipe import Recipe, read
 from flattrain.lab.report import write_report
@@ -29,7 +30,8 @@ from flattrain.lab.tracking import tracker
 from flattrain.lab.verdicts import Verdict, judge
 from flattrain.ranges import Refused
 
-TABLE, VERDICTS, REPORT, RECORD = "results.csv", "verdicts.json", "report.html", "run.json"
+TABLE, VERDICTS, RECORD = "results.csv", "verdicts.json", "run.json"
+REPORT, PAGE = "report.html", "report.md"
 
 
 def folder_of(recipe: Recipe) -> Path:
@@ -153,7 +155,9 @@ def _judge(folder: Path, recipe: Recipe) -> list[Verdict]:
         "claims": {v.claim.id: v.as_json() for v in verdicts},
     }
     _write(folder / VERDICTS, json.dumps(content, indent=2))
-    write_report(folder / REPORT, recipe, _read_record(folder), table, verdicts)
+    record = _read_record(folder)
+    write_report(folder / REPORT, recipe, record, table, verdicts)
+    write_page(folder / PAGE, recipe, record, verdicts)
     return verdicts
 
 

@@ -1,0 +1,37 @@
+# Two commands for a fresh machine; each sets everything up by itself.
+#   make demo    run the main study (two_layer_relu)
+#   make test    run the tests
+# For contributors:
+#   make check   lint, formatting, types, import directions
+#   make bench   the benchmarks, as ratios to a plain step
+
+PYTHON ?= python3
+VENV ?= .venv
+RECIPE ?= two_layer_relu
+READY = $(VENV)/.ready
+
+.PHONY: demo test check bench clean
+
+demo: $(READY)
+	$(VENV)/bin/python -m flattrain recipe=$(RECIPE)
+
+test: $(READY)
+	$(VENV)/bin/python -m pytest
+
+check: $(READY)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/python -m pytest -q tests/test_package.py
+
+bench: $(READY)
+	$(VENV)/bin/python -m benchmarks.steps
+	$(VENV)/bin/python -m benchmarks.kernel
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,56 @@
+"""The README and the pages are true: code runs, recipes are accepted, links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from flattrain.lab.compose import composed
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def blocks(path, language):
+    return re.findall(rf"```{language}\n(.*?)```", path.read_text(encoding="utf-8"), re.S)
+
+
+def test_the_readmes_code_runs_as_one_session():
+    torch.set_default_dtype(torch.float32)
+    names: dict[str, object] = {}
+    parts = blocks(ROOT / "README.md", "python")
+    assert len(parts) == 3
+    for part in parts:
+        exec(part, names)
+    total = names["objective"](names["x"], names["y"])  # type: ignore[operator]
+    total.backward()
+    assert set(names["objective"].logs) == {"loss", "gradient_norm"}  # type: ignore[attr-defined]
+
+
+def test_the_example_recipe_is_accepted(tmp_path):
+    (text,) = blocks(ROOT / "docs" / "write-a-recipe.md", "yaml")
+    path = tmp_path / "example.yaml"
+    path.write_text(text)
+    assert len(composed([f"recipe={path}"]).cells) == 2
+
+
+def test_every_shipped_recipe_and_preset_is_accepted(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    count = 0
+    for path in (ROOT / "recipes").rglob("*.yaml"):
+        recipe = composed([f"recipe={path}"])
+        assert recipe.claims and recipe.question and recipe.paper
+        for preset in recipe.raw["presets"]:
+            composed([f"recipe={path}", f"preset={preset}"])
+        count += 1
+    assert count >= 2
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), target

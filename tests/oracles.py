@@ -36,6 +36,26 @@ def full_hessian(module, loss, x, y, buffers=None):
     return hessian(value)(at)
 
 
+def gradient_of(definition, module, loss, x, y):
+    """∇ of a function of the dense Hessian and the parameters, by reverse mode through that Hessian."""
+    value, at = loss_of_vector(module, loss, x, y)
+    like = {k: p.detach() for k, p in module.named_parameters()}
+    return torch.func.grad(lambda v: definition(hessian(value)(v), rebuild(v, like)))(at)
+
+
+def kappa_of(matrix, params, layer):
+    """Relative flatness from its definition, as a function of the dense Hessian and the parameters."""
+    start = 0
+    for name, p in params.items():
+        if name == f"{layer}.weight":
+            h = matrix[start : start + p.numel(), start : start + p.numel()].reshape(*p.shape, *p.shape)
+            return sum(
+                (p[s] @ p[t]) * torch.trace(h[s, :, t, :]) for s in range(len(p)) for t in range(len(p))
+            )
+        start += p.numel()
+    raise KeyError(layer)
+
+
 def block(module, matrix, name):
     """The diagonal block of parameter `name`."""
     start = 0

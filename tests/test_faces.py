@@ -90,13 +90,17 @@ def test_batchnorm_statistics_move_once_and_frozen_parts_stay():
     objective = Regularized(
         net,
         F.cross_entropy,
-        [RelativeFlatness("2", weight=0.1), SoftRank(weight=0.1, layers=["0", "2"])],
+        [RelativeFlatness("2", weight=0.1), SoftRank(weight=0.1, layers=["2"])],
     )
     objective(x, y).backward()
     other(x)
     torch.testing.assert_close(net[1].running_mean, other[1].running_mean)
     assert net[0].weight.grad is None
     assert net[0].bias.grad is not None
+    with pytest.raises(Refused, match="soft rank of '0': 1 behind it ties the examples"):
+        Regularized(net, F.cross_entropy, [SoftRank(weight=0.1, layers=["0"])])(x, y)
+    net[1].eval()
+    Regularized(net, F.cross_entropy, [SoftRank(weight=0.1, layers=["0", "2"])])(x, y)
 
 
 def test_layers_that_are_frozen_up_to_the_tap_are_fine():

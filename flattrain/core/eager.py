@@ -42,6 +42,20 @@ def _batch_norm_in_training(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training
 
 
+def need_separable(seen: Seen, what: str) -> None:
+    """Refuse a tapped layer behind which examples of a batch are tied together: the forms that take one
+
+    example at a time do not hold there.
+    """
+    for layer, behind in seen.norms_after.items():
+        coupled = [name for name, part in behind if couples(part)] if layer in seen.taps else []
+        if coupled:
+            raise Refused(
+                f"{what} of {layer!r}: {', '.join(coupled)} behind it ties the examples of a batch "
+                "together, so the loss is not separable; put BatchNorm in eval mode or take a layer behind it"
+            )
+
+
 def guard(measure: Measure, seen: Seen) -> None:
     """Refuse a penalty whose gradient would be silently wrong, naming the layers and the ways out."""
     behind = seen.norms if measure.after is None else seen.norms_after[measure.after]

@@ -18,6 +18,7 @@ import torch
 from einops import einsum
 from torch import Tensor
 
+from flattrain.core.eager import need_separable
 from flattrain.ranges import Refused
 from flattrain.types import Seen
 
@@ -29,6 +30,7 @@ def factors(seen: Seen, sketch: Mapping[str, Tensor] | None = None) -> dict[str,
             f"soft rank needs the output Hessian of the loss, unknown for {seen.criterion.name!r}; "
             "use cross entropy or squared error (flattrain.core.losses)"
         )
+    need_separable(seen, "soft rank")
     root = seen.criterion.factor(seen.outputs)  # (n, K, K)
     columns = root.unbind(-1) if sketch is None else [einsum(root, sketch["sketch"], "n k c, n c -> n k")]
     layers = list(seen.taps)

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from flattrain.core.eager import need_separable
 from flattrain.ranges import Refused
 from flattrain.types import Estimate, Measure, Seen, Statistic
 
@@ -20,6 +21,7 @@ def gram(seen: Seen) -> Tensor:
     """K (n, n) with the nonzero spectrum of the Gauss–Newton matrix; one output, squared error."""
     if seen.criterion.name != "squared_error" or seen.outputs.shape[-1] != 1:
         raise Refused("the Gauss–Newton Gram matrix needs one output and the loss squared_error")
+    need_separable(seen, "gauss_newton_frobenius")
     layers = list(seen.taps.values())
     deltas = torch.autograd.grad(seen.outputs.sum(), [tap.output for tap in layers], create_graph=True)
     total = torch.zeros_like(layers[0].input @ layers[0].input.T)

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from flattrain.core.eager import need_separable
 from flattrain.ranges import Refused
 from flattrain.types import Estimate, Measure, Seen, Statistic
 
@@ -27,6 +28,7 @@ def _statistic(seen: Seen, noise: Mapping[str, Tensor]) -> Statistic:
             f"gauss_newton_trace needs the output Hessian of the loss, unknown for "
             f"{seen.criterion.name!r}; use cross entropy or squared error"
         )
+    need_separable(seen, "gauss_newton_trace")
     taps = list(seen.taps.values())
     total = torch.zeros_like(seen.outputs[:, 0])
     for column in seen.criterion.factor(seen.outputs).unbind(-1):

@@ -22,7 +22,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from flattrain.core.eager import couples
+from flattrain.core.eager import need_separable
 from flattrain.core.trace import mean_of_probes
 from flattrain.ranges import Count, Refused, checked
 from flattrain.types import Draw, Estimate, Measure, Seen, Statistic, Tap
@@ -53,18 +53,9 @@ def _head(seen: Seen, layer: str) -> Tensor:
     return (_squared_norm(tap, layer) * seen.criterion.trace_with(tap.output, tap.weight)).mean()
 
 
-def _separable(seen: Seen, layer: str) -> Tap:
-    coupled = [name for name, part in seen.norms_after[layer] if couples(part)]
-    if coupled:
-        raise Refused(
-            f"relative flatness of {layer!r}: {', '.join(coupled)} behind it ties the examples of a batch "
-            "together, so the loss is not separable; put BatchNorm in eval mode or choose a layer behind it"
-        )
-    return seen.taps[layer]
-
-
 def _relu(seen: Seen, layer: str) -> Tensor:
-    tap = _separable(seen, layer)
+    need_separable(seen, "relative flatness")
+    tap = seen.taps[layer]
     if seen.criterion.factor is None:
         raise Refused("the relu form needs cross entropy or squared error; use form='probe'")
     total = torch.zeros_like(seen.outputs[:, 0])
@@ -75,7 +66,8 @@ def _relu(seen: Seen, layer: str) -> Tensor:
 
 
 def _probe(seen: Seen, layer: str, probes: Mapping[str, Tensor]) -> Tensor:
-    tap = _separable(seen, layer)
+    need_separable(seen, "relative flatness")
+    tap = seen.taps[layer]
     scale = _squared_norm(tap, layer)
     # δ is the gradient of the *sum* of losses in z: separability makes row i that of example i alone.
     (delta,) = torch.autograd.grad(seen.loss * len(scale), tap.output, create_graph=True)

@@ -20,6 +20,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from flattrain.core.eager import need_separable
 from flattrain.ranges import NonNegative, Refused, checked
 from flattrain.types import Estimate, Measure, Seen, Statistic
 
@@ -28,6 +29,7 @@ def _trace(seen: Seen, clamp: float | None) -> Tensor:
     hidden, head = seen.taps["hidden"], seen.taps["head"]
     if seen.criterion.name != "squared_error" or head.output.shape[-1] != 1:
         raise Refused("two_layer_trace needs one output and the loss squared_error")
+    need_separable(seen, "two_layer_trace")
     active = (hidden.output > 0).to(hidden.output.dtype)
     w = head.weight[0]
     a = hidden.output.relu()

@@ -49,7 +49,7 @@ class LayerNormed(TwoLayer):
 
 
 class TrainingSetNorm(nn.Module):
-    """γ_j a_j / √(mean over the training set of a_j²)."""
+    """γ_j a_j / √(mean over the training set of a_j²); 0 for a unit that no training example activates."""
 
     couples_examples = True
 
@@ -61,7 +61,9 @@ class TrainingSetNorm(nn.Module):
         return {"gamma": torch.ones_like(self.gamma)}
 
     def forward(self, a: Tensor, reference: Tensor) -> Tensor:
-        return self.gamma * a / reference.square().mean(0).sqrt()
+        size = reference.square().mean(0)
+        alive = size > 0
+        return self.gamma * alive * a / torch.where(alive, size, 1.0).sqrt()
 
 
 class BatchNormed(TwoLayer):

@@ -15,6 +15,7 @@ from flattrain.measures.hessian_trace import hessian_trace
 from flattrain.measures.two_layer_trace import two_layer_trace
 from flattrain.problems.parity import parity
 from flattrain.problems.two_layer import generalising, memorising, two_layer
+from flattrain.ranges import Refused
 
 
 def basis_probes(net):
@@ -45,6 +46,10 @@ def test_hutchinson_over_a_basis_is_the_trace_and_so_is_its_gradient(kind):
     at = oracles.flat({k: v.detach() for k, v in live.items()})
     wanted = oracles.finite_difference(definition, at, 1e-4)
     torch.testing.assert_close(mine, wanted, rtol=1e-6, atol=1e-7)
+    with torch.no_grad():
+        torch.nn.utils.vector_to_parameters(at, net.parameters())
+    exact = oracles.gradient_of(lambda h, params: torch.trace(h), net, F.cross_entropy, x, y)
+    torch.testing.assert_close(mine, exact, rtol=1e-10, atol=1e-12)
 
 
 def test_hutchinson_standard_error_is_calibrated():
@@ -101,8 +106,10 @@ def test_two_layer_closed_form_is_the_trace_away_from_interpolation(settings, cl
 
     live = {k: p.detach().clone().requires_grad_() for k, p in module.named_parameters()}
     value = value_of(two_layer_trace(clamp=clamp), module, squared_error, x, y, live)
+    exact = oracles.gradient_of(lambda h, params: torch.trace(h), module, squared_error.mean, x, y)
     mine = oracles.flat(dict(zip(live, torch.autograd.grad(value, list(live.values())), strict=True)))
     at = oracles.flat({k: v.detach() for k, v in live.items()})
+    torch.testing.assert_close(mine, exact, rtol=1e-10, atol=1e-10)
     wanted = oracles.finite_difference(closed, at, 1e-5)
     torch.testing.assert_close(mine, wanted, rtol=1e-6, atol=1e-6)
 
@@ -126,6 +133,28 @@ def test_the_exact_pair_reaches_the_floor(dim):
             {k: v.clone().requires_grad_() for k, v in params.items()},
         )
         assert float(mine) == pytest.approx(floor, rel=1e-8)
+
+
+def test_coupled_nets_are_refused_and_hutchinson_serves_them():
+    from flattrain.training.evaluate import evaluate
+    from flattrain.types import Network
+
+    split = oracles.distinct(parity(dim=5, train=12, test=5)(3))
+    model = two_layer(width=6, normalisation="batch")
+    module = model.build(split).double()
+    params = {k: v.double() for k, v in model.start(module, split, stream(0)).items()}
+    network = Network(module, squared_error, params, model.buffers(module, split))
+    x, y = split.train_x, split.train_y
+    for measure in (two_layer_trace(), gauss_newton_trace()):
+        with pytest.raises(Refused, match="norm"):
+            evaluate(measure, network, x, y, (0,))
+    with torch.no_grad():
+        for k, p in module.named_parameters():
+            p.copy_(params[k])
+    h = oracles.full_hessian(module, squared_error.mean, x, y, network.buffers)
+    found = evaluate(hessian_trace(probes=300), network, x, y, (0,))
+    assert 0 < found.standard_error < abs(torch.trace(h))
+    assert abs(found.value - torch.trace(h)) < 4 * found.standard_error
 
 
 def test_laws():

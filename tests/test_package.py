@@ -32,6 +32,8 @@ NO_TORCH = (
     "report",
     "figures",
     "figures_spec",
+    "spec",
+    "page",
     "recipe",
     "catalog",
     "library",

@@ -17,7 +17,8 @@ from typing import Any
 from flattrain.lab import catalog
 from flattrain.lab.claims import Claim, Scope, read_claims
 from flattrain.lab.figures_spec import FigureSpec, read_figures
-from flattrain.ranges import Refused, refusal, suggest
+from flattrain.lab.spec import TRAIN, cell_spec, need, need_one_of
+from flattrain.ranges import Refused, suggest
 
 ARM_KEYS = ("problem", "model", "rule", "penalties", "train", "precision", "grid")
 NAMED = ("dataset", "model", "rule")  # tables with exactly one name: another name replaces it
@@ -81,15 +82,15 @@ def code_digest() -> str:
 
 def read(name: str, raw: dict[str, Any]) -> Recipe:
     """Check every key and value of a composed recipe."""
-    _whole("seeds", raw["seeds"], "Count")
-    _whole("first_seed", raw["first_seed"], "Steps")
-    _whole("jobs", raw["jobs"], "Steps")
-    _one_of("precision", raw["precision"], ("float32", "float64"))
-    _one_of("backend", raw["backend"], ("auto", "stacked"))
+    need("seeds", raw["seeds"], "Count")
+    need("first_seed", raw["first_seed"], "Steps")
+    need("jobs", raw["jobs"], "Steps")
+    need_one_of("precision", raw["precision"], ("float32", "float64"))
+    need_one_of("backend", raw["backend"], ("auto", "stacked"))
     if not raw["arms"]:
         raise Refused("arms: a recipe needs at least one arm")
     for key, value in raw["train"].items():
-        _whole(f"train.{key}", value, TRAIN[key])
+        need(f"train.{key}", value, TRAIN[key])
     dataset = raw["problem"].get("dataset")
     if dataset is not None:
         catalog.choose(catalog.DATASETS, dataset, "problem.dataset")
@@ -113,17 +114,6 @@ def read(name: str, raw: dict[str, Any]) -> Recipe:
         read_figures(raw["figures"], scope),
         raw,
     )
-
-
-def _whole(where: str, value: Any, annotation: str) -> None:
-    problem = refusal(annotation, value)
-    if problem:
-        raise Refused(f"{where} {problem}")
-
-
-def _one_of(where: str, value: Any, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise Refused(f"{where} must be one of {', '.join(allowed)}, got {value!r}")
 
 
 def _axes(grid: Any) -> dict[str, tuple[str, list[Any]]]:
@@ -183,7 +173,7 @@ def _cells(
         settings = copy.deepcopy(merged)
         for axis, value in point.items():
             _set(settings, axes[axis][0], value, f"grid.{axis}.key")
-        spec = _spec(settings, arm) | {
+        spec = cell_spec(settings, arm) | {
             "measures": measures,
             "seeds": raw["seeds"],
             "first_seed": raw["first_seed"],
@@ -214,85 +204,3 @@ def _set(settings: dict[str, Any], path: str, value: Any, where: str) -> None:
             raise Refused(f"{where}: there is no table for {path!r}{suggest(part, known)}")
         node = node[part]
     node[last] = value
-
-
-def _spec(settings: dict[str, Any], arm: str) -> dict[str, Any]:
-    problem = settings["problem"]
-    for key in problem:
-        if key not in ("dataset", "loss"):
-            raise Refused(f"problem: unknown key {key!r}{suggest(key, ('dataset', 'loss'))}")
-    dataset = catalog.choose(catalog.DATASETS, problem.get("dataset"), "problem.dataset")
-    _one_of("problem.loss", problem.get("loss"), catalog.LOSSES)
-    _one_of(f"arms.{arm}.precision", settings["precision"], ("float32", "float64"))
-    where = f"arms.{arm}"
-    return {
-        "dataset": _plain(dataset),
-        "loss": problem["loss"],
-        "model": _plain(catalog.choose(catalog.MODELS, settings["model"], f"{where}.model")),
-        "rule": _plain(catalog.choose(catalog.RULES, settings["rule"], f"{where}.rule")),
-        "penalties": _penalties(settings["penalties"] or {}, where),
-        "train": _train(settings["train"], dataset, where),
-        "precision": settings["precision"],
-    }
-
-
-def _plain(choice: catalog.Choice) -> dict[str, Any]:
-    return {choice.name: choice.arguments}
-
-
-def _penalties(table: Any, where: str) -> list[dict[str, Any]]:
-    if not isinstance(table, dict):
-        raise Refused(f"{where}.penalties: must be a table of measures, got {table!r}")
-    out = []
-    for name, arguments in table.items():
-        at = f"{where}.penalties.{name}"
-        arguments = dict(arguments) if isinstance(arguments, dict) else {}
-        if "weight" not in arguments:
-            raise Refused(f"{at}: weight is missing; give the factor λ of the penalty")
-        _whole(f"{at}.weight", arguments["weight"], "NonNegative")
-        weight = arguments.pop("weight")
-        choice = catalog.choose(catalog.PENALTIES, {name: arguments}, f"{where}.penalties")
-        out.append({"measure": _plain(choice), "weight": weight})
-    return out
-
-
-TRAIN = {
-    "optimizer": "str",
-    "lr": "Positive",
-    "momentum": "Fraction | None",
-    "weight_decay": "NonNegative | None",
-    "batch_size": "Count",
-    "steps": "Steps | None",
-    "epochs": "Steps | None",
-    "milestones": "Steps",
-    "spacing": "Literal['log', 'linear']",
-}
-
-
-def _train(train: dict[str, Any], dataset: catalog.Choice, where: str) -> dict[str, Any]:
-    for key, value in train.items():
-        if key not in TRAIN:
-            raise Refused(f"{where}.train: unknown key {key!r}{suggest(key, TRAIN)}")
-        _whole(f"{where}.train.{key}", value, TRAIN[key])
-    settings = {k: train[k] for k in ("lr", "momentum", "weight_decay") if train.get(k) is not None}
-    optimizer = catalog.choose(catalog.OPTIMIZERS, {train["optimizer"]: settings}, f"{where}.train")
-    examples = dataset.arguments.get("train")
-    if (train["steps"] is None) == (train["epochs"] is None):
-        raise Refused(f"{where}.train: give either steps or epochs (the other one null)")
-    steps = train["steps"]
-    if steps is None:
-        if examples is None:
-            raise Refused(f"{where}.train.epochs: needs the dataset's train size; give it or use steps")
-        steps = train["epochs"] * examples // train["batch_size"]
-    if examples is not None and train["batch_size"] > examples:
-        raise Refused(
-            f"{where}.train.batch_size must be at most the {examples} training examples, "
-            f"got {train['batch_size']}"
-        )
-    return {
-        "optimizer": _plain(optimizer),
-        "batch_size": train["batch_size"],
-        "steps": steps,
-        "milestones": train["milestones"],
-        "spacing": train["spacing"],
-    }

@@ -22,6 +22,8 @@ from flattrain.training.stacked import Seeds, stacked_trainer
 from flattrain.training.trainer import State, Trainer
 from flattrain.types import Loss, Measure, Network, Rule, Spectral
 
+PROBES = 20  # of a stochastic measure in evaluation, unless the recipe says otherwise
+
 
 class Experiment:
     """One cell, put together: its trainer, and its measures of a state."""
@@ -79,7 +81,7 @@ class Experiment:
         choice = catalog.choose(catalog.MEASURES, entry, "measures")
         if choice.name == "two_layer_trace" and isinstance(self.module, LayerNormed):
             return "two_layer_trace", catalog.build(choice, clamp=self.module.clamp)
-        return choice.name, catalog.build(choice)
+        return choice.name, catalog.build(choice, probes=PROBES)
 
     def measure(self, state: State) -> loop.Rows:
         """One row per seed and quantity."""

@@ -1,0 +1,103 @@
+"""The spec of one cell: data, loss, model, rule, penalties and training, checked and made plain JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flattrain.lab import catalog
+from flattrain.ranges import Refused, refusal, suggest
+
+TRAIN = {
+    "optimizer": "str",
+    "lr": "Positive",
+    "momentum": "Fraction | None",
+    "weight_decay": "NonNegative | None",
+    "batch_size": "Count",
+    "steps": "Steps | None",
+    "epochs": "Steps | None",
+    "milestones": "Steps",
+    "spacing": "Literal['log', 'linear']",
+}
+
+
+def need(where: str, value: Any, annotation: str) -> None:
+    """Refuse a value outside its annotation (see `flattrain.ranges`), naming its place."""
+    problem = refusal(annotation, value)
+    if problem:
+        raise Refused(f"{where} {problem}")
+
+
+def need_one_of(where: str, value: Any, allowed: tuple[str, ...]) -> None:
+    """Refuse a value that is not one of the names allowed."""
+    if value not in allowed:
+        raise Refused(f"{where} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+def cell_spec(settings: dict[str, Any], arm: str) -> dict[str, Any]:
+    """What `lab.run` puts together, from the merged settings of an arm at a grid point."""
+    problem = settings["problem"]
+    for key in problem:
+        if key not in ("dataset", "loss"):
+            raise Refused(f"problem: unknown key {key!r}{suggest(key, ('dataset', 'loss'))}")
+    dataset = catalog.choose(catalog.DATASETS, problem.get("dataset"), "problem.dataset")
+    need_one_of("problem.loss", problem.get("loss"), catalog.LOSSES)
+    need_one_of(f"arms.{arm}.precision", settings["precision"], ("float32", "float64"))
+    where = f"arms.{arm}"
+    return {
+        "dataset": _plain(dataset),
+        "loss": problem["loss"],
+        "model": _plain(catalog.choose(catalog.MODELS, settings["model"], f"{where}.model")),
+        "rule": _plain(catalog.choose(catalog.RULES, settings["rule"], f"{where}.rule")),
+        "penalties": _penalties(settings["penalties"] or {}, where),
+        "train": _train(settings["train"], dataset, where),
+        "precision": settings["precision"],
+    }
+
+
+def _plain(choice: catalog.Choice) -> dict[str, Any]:
+    return {choice.name: choice.arguments}
+
+
+def _penalties(table: Any, where: str) -> list[dict[str, Any]]:
+    if not isinstance(table, dict):
+        raise Refused(f"{where}.penalties: must be a table of measures, got {table!r}")
+    out = []
+    for name, arguments in table.items():
+        at = f"{where}.penalties.{name}"
+        arguments = dict(arguments) if isinstance(arguments, dict) else {}
+        if "weight" not in arguments:
+            raise Refused(f"{at}: weight is missing; give the factor λ of the penalty")
+        need(f"{at}.weight", arguments["weight"], "NonNegative")
+        weight = arguments.pop("weight")
+        choice = catalog.choose(catalog.PENALTIES, {name: arguments}, f"{where}.penalties")
+        out.append({"measure": _plain(choice), "weight": weight})
+    return out
+
+
+def _train(train: dict[str, Any], dataset: catalog.Choice, where: str) -> dict[str, Any]:
+    for key, value in train.items():
+        if key not in TRAIN:
+            raise Refused(f"{where}.train: unknown key {key!r}{suggest(key, TRAIN)}")
+        need(f"{where}.train.{key}", value, TRAIN[key])
+    settings = {k: train[k] for k in ("lr", "momentum", "weight_decay") if train.get(k) is not None}
+    optimizer = catalog.choose(catalog.OPTIMIZERS, {train["optimizer"]: settings}, f"{where}.train")
+    examples = dataset.arguments.get("train")
+    if (train["steps"] is None) == (train["epochs"] is None):
+        raise Refused(f"{where}.train: give either steps or epochs (the other one null)")
+    steps = train["steps"]
+    if steps is None:
+        if examples is None:
+            raise Refused(f"{where}.train.epochs: needs the dataset's train size; give it or use steps")
+        steps = train["epochs"] * examples // train["batch_size"]
+    if examples is not None and train["batch_size"] > examples:
+        raise Refused(
+            f"{where}.train.batch_size must be at most the {examples} training examples, "
+            f"got {train['batch_size']}"
+        )
+    return {
+        "optimizer": _plain(optimizer),
+        "batch_size": train["batch_size"],
+        "steps": steps,
+        "milestones": train["milestones"],
+        "spacing": train["spacing"],
+    }

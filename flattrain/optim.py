@@ -60,6 +60,13 @@ class SAM(Optimizer):
         self.param_groups = self.base.param_groups
         self.state = self.base.state
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "base": self.base}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._share()
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         if any(param_group is group for group in self.base.param_groups):
             return  # called by the constructor with the base's own groups

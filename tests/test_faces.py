@@ -212,6 +212,47 @@ def test_resume_is_bit_exact(base, tmp_path):
         assert torch.equal(p, q)
 
 
+def test_a_deep_copy_goes_on_alone():
+    net, (x, y) = oracles.small_net(), oracles.data()
+    optimizer = SAM(net.parameters(), torch.optim.SGD, rho=0.1, lr=0.1, momentum=0.9)
+    optimizer.step(closure_for(net, optimizer, x, y))
+    other_net, other = copy.deepcopy((net, optimizer))
+    assert other.base is not optimizer.base and other.param_groups is other.base.param_groups
+    optimizer.step(closure_for(net, optimizer, x, y))
+    other.step(closure_for(other_net, other, x, y))
+    for p, q in zip(net.parameters(), other_net.parameters(), strict=True):
+        assert p is not q and torch.equal(p, q)
+
+
+class Attention(nn.Module):
+    """One block of fused attention, which has no double backward of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.mix, self.head = nn.Linear(4, 12), nn.Linear(4, 3)
+
+    def forward(self, x):
+        q, k, v = self.mix(x.reshape(len(x), 2, 4)).chunk(3, -1)
+        return self.head(F.scaled_dot_product_attention(q, k, v).mean(1))
+
+
+def test_fused_attention_is_differentiated_right():
+    torch.manual_seed(0)
+    net, x, y = Attention(), torch.randn(6, 8), torch.tensor([0, 1, 2, 0, 1, 2])
+    objective = Regularized(net, F.cross_entropy, [HessianTrace(weight=1.0)])
+    objective(x, y, step=0).backward()
+    mine = torch.cat([p.grad.reshape(-1) for p in net.parameters()])
+
+    def value(vector):
+        torch.nn.utils.vector_to_parameters(vector, net.parameters())
+        return objective(x, y, step=0).detach()
+
+    at = torch.nn.utils.parameters_to_vector(net.parameters()).detach().clone()
+    torch.testing.assert_close(mine, oracles.finite_difference(value, at, 1e-3), rtol=1e-5, atol=1e-7)
+    with pytest.raises(Refused, match="one row of features per example"):
+        Regularized(net, F.cross_entropy, [RelativeFlatness("mix", weight=1.0)])(x, y)
+
+
 def test_groups_schedulers_and_absent_gradients():
     net, (x, y) = oracles.small_net(), oracles.data()
     spare = nn.Parameter(torch.ones(3))

@@ -10,6 +10,8 @@ import fcntl
 import json
 import multiprocessing
 import os
+import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -65,11 +67,14 @@ def preflight(cells: list[Cell], root: str | None) -> None:
     from flattrain.lab.run import check
 
     torch.set_num_threads(1)
+    warnings = set()
     for cell in cells:
         try:
-            check(cell.spec, root)
+            warnings.add(check(cell.spec, root))
         except Refused as refused:
             raise Refused(f"{cell.label}: {refused}") from None
+    for warning in sorted(warnings - {""}):
+        print(f"flattrain: {warning}", file=sys.stderr)
 
 
 def run_cells(
@@ -129,6 +134,7 @@ def _begin(slots: Any) -> None:
     """In a new worker: one thread for the small nets, and no life after the parent's."""
     global _progress
     _progress = slots
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
     import torch
 
     torch.set_num_threads(1)

@@ -129,6 +129,7 @@ class Measure:
                 batches combine by their counts, whatever `reduce` does afterwards.
     reduce    : statistic -> Estimate. May be non-linear (soft rank is).
     layers    : the linear layers to tap; None means every one.
+    on_batch  : the value on a single batch, where there is a cheaper way to it than reduce(statistic).
     draws     : Seen -> the random tensors it wants in `noise`.
     order     : how often the operations of the network are differentiated when the measure is a penalty.
     after     : the layer behind which that order counts; None means everywhere.
@@ -140,6 +141,7 @@ class Measure:
     reduce: Callable[[Statistic], Estimate]
     definition: str
     layers: tuple[str, ...] | None = ()
+    on_batch: Callable[[Seen, Mapping[str, Tensor]], Tensor] | None = None
     draws: Callable[[Seen], dict[str, Draw]] = field(default=lambda seen: {})
     order: int = 1
     after: str | None = None

@@ -30,6 +30,19 @@ def one_batch_is_many(measure, module, x, y, criterion=cross_entropy):
     torch.testing.assert_close(measure.reduce(total).value, whole.detach(), rtol=1e-12, atol=0)
 
 
+def on_batch_is_reduce(measure, module, x, y, criterion=cross_entropy):
+    """The cheaper way to one batch's value and gradient is the same value and gradient."""
+    found = []
+    for way in (lambda seen, noise: measure.reduce(measure.statistic(seen, noise)).value, measure.on_batch):
+        live = {k: p.detach().clone().requires_grad_() for k, p in module.named_parameters()}
+        seen = see(module, criterion, x, y, layers=layers_of(module, measure), params=live)
+        value = way(seen, draw(measure.draws(seen), stream(0, "law"), x.dtype))
+        grads = torch.autograd.grad(value, list(live.values()), materialize_grads=True)
+        found.append([value.detach(), *grads])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
+
+
 def vmap_is_loop(measure, module, x, y, criterion=cross_entropy, seeds=3):
     """Gradients stacked under vmap equal a loop over seeds, for a penalised objective."""
     objective = build(module, criterion, [Penalty(measure, 0.7)])

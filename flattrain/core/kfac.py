@@ -20,44 +20,48 @@ from torch import Tensor
 
 from flattrain.core.eager import need_separable
 from flattrain.ranges import Refused
-from flattrain.types import Seen
+from flattrain.types import Seen, Tap
 
 
-def factors(seen: Seen, sketch: Mapping[str, Tensor] | None = None) -> dict[str, tuple[Tensor, Tensor]]:
-    """{layer: (A (D', D'), B (K, K))} for every tapped layer. `sketch` holds ε (n, outputs) or is None."""
+def vectors(seen: Seen, sketch: Mapping[str, Tensor] | None = None) -> dict[str, tuple[Tensor, Tensor]]:
+    """{layer: (φ' (n, D'), g (C n, K))} for every tapped layer: the rows whose second moments are A and B.
+
+    `sketch` holds ε (n, outputs), and then C = 1; without it C is the number of outputs.
+    """
+    need_separable(seen, "soft rank")
     if seen.criterion.factor is None:
         raise Refused(
             f"soft rank needs the output Hessian of the loss, unknown for {seen.criterion.name!r}; "
             "use cross entropy or squared error (flattrain.core.losses)"
         )
-    need_separable(seen, "soft rank")
+    for name, tap in seen.taps.items():
+        if tap.input.ndim != 2:
+            raise Refused(
+                f"layer {name!r} has inputs of shape {tuple(tap.input.shape)}; KFAC covers one row per "
+                "example: choose layers=[...] that see (n, features)"
+            )
     root = seen.criterion.factor(seen.outputs)  # (n, K, K)
     columns = root.unbind(-1) if sketch is None else [einsum(root, sketch["sketch"], "n k c, n c -> n k")]
-    layers = list(seen.taps)
-    for name in layers:
-        if seen.taps[name].input.ndim != 2:
-            raise Refused(
-                f"layer {name!r} has inputs of shape {tuple(seen.taps[name].input.shape)}; KFAC covers "
-                "one row per example: choose layers=[...] that see (n, features)"
-            )
+    outputs = [tap.output for tap in seen.taps.values()]
     pulled = [
-        torch.autograd.grad(
-            seen.outputs,
-            [seen.taps[n].output for n in layers],
-            column,
-            create_graph=True,
-            materialize_grads=True,
-        )
+        torch.autograd.grad(seen.outputs, outputs, column, create_graph=True, materialize_grads=True)
         for column in columns
     ]
-    out = {}
-    for i, name in enumerate(layers):
-        tap = seen.taps[name]
-        phi = tap.input if tap.bias is None else torch.cat([tap.input, torch.ones_like(tap.input[:, :1])], 1)
-        g = torch.stack([column[i] for column in pulled])  # (C, n, K)
-        n = len(phi)
-        out[name] = (
-            einsum(phi, phi, "n i, n j -> i j") / n,
-            einsum(g, g, "c n i, c n j -> i j") / n,
-        )
-    return out
+    return {
+        name: (_augmented(tap), torch.cat(gradients))
+        for (name, tap), gradients in zip(seen.taps.items(), zip(*pulled, strict=True), strict=True)
+    }
+
+
+def factors(seen: Seen, sketch: Mapping[str, Tensor] | None = None) -> dict[str, tuple[Tensor, Tensor]]:
+    """{layer: (A (D', D'), B (K, K))} for every tapped layer."""
+    return {
+        name: (einsum(phi, phi, "n i, n j -> i j") / len(phi), einsum(g, g, "n i, n j -> i j") / len(phi))
+        for name, (phi, g) in vectors(seen, sketch).items()
+    }
+
+
+def _augmented(tap: Tap) -> Tensor:
+    if tap.bias is None:
+        return tap.input
+    return torch.cat([tap.input, torch.ones_like(tap.input[:, :1])], 1)

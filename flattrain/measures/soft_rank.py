@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from flattrain.core.kfac import factors
+from flattrain.core.kfac import factors, vectors
 from flattrain.ranges import Positive, checked
 from flattrain.types import Draw, Estimate, Measure, Seen, Statistic
 
@@ -28,6 +28,11 @@ def soft_rank_of(a: Tensor, b: Tensor, lam: float) -> Tensor:
     """Σ_ij a_i b_j / (a_i b_j + λ) for two symmetric positive semi-definite factors."""
     spectrum = torch.outer(_eigenvalues(a), _eigenvalues(b))
     return (spectrum / (spectrum + lam)).sum()
+
+
+def _smaller_gram(rows: Tensor, n: int) -> Tensor:
+    """XᵀX/n or XXᵀ/n, whichever is smaller: they differ by zero eigenvalues, which a soft rank ignores."""
+    return (rows @ rows.T if len(rows) < rows.shape[1] else rows.T @ rows) / n
 
 
 def _eigenvalues(matrix: Tensor) -> Tensor:
@@ -55,6 +60,13 @@ def soft_rank(
         ranks = [soft_rank_of(s[f"{n}.A"], s[f"{n}.B"], lam) for n in names]
         return Estimate(torch.stack(ranks).sum())
 
+    def on_batch(seen: Seen, noise: Mapping[str, Tensor]) -> Tensor:
+        pairs = vectors(seen, noise if columns == "sketch" else None).values()
+        ranks = [
+            soft_rank_of(_smaller_gram(phi, len(phi)), _smaller_gram(g, len(phi)), lam) for phi, g in pairs
+        ]
+        return torch.stack(ranks).sum()
+
     def draws(seen: Seen) -> dict[str, Draw]:
         if columns == "exact":
             return {}
@@ -66,6 +78,7 @@ def soft_rank(
         reduce,
         f"soft rank of the Fisher at λ = {lam:g}, KFAC per layer, {columns} output factor",
         layers=None if layers is None else tuple(layers),
+        on_batch=on_batch,
         draws=draws,
         order=2,
     )

@@ -54,7 +54,7 @@ class Objective:
             measure = penalty.measure
             mine = seen._replace(taps={name: seen.taps[name] for name in layers})
             guard(measure, mine)
-            value = measure.reduce(measure.statistic(mine, _own(noise, k))).value
+            value = on_batch(measure, mine, _own(noise, k))
             total = total + penalty.weight * value.to(total.dtype)
             logs[measure.name] = value.detach()
         return total, logs
@@ -75,6 +75,14 @@ class Objective:
             return self.total(self.see(batch.x, batch.y, params, buffers), batch.noise)
 
         return grad(value, has_aux=True)
+
+
+def on_batch(measure: Measure, seen: Seen, noise: dict[str, Tensor]) -> Tensor:
+    """The measure of one batch, as a penalty takes it."""
+    if measure.on_batch is not None:
+        return measure.on_batch(seen, noise)
+    value: Tensor = measure.reduce(measure.statistic(seen, noise)).value
+    return value
 
 
 def _own(noise: dict[str, Tensor], k: int) -> dict[str, Tensor]:

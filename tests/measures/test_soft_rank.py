@@ -7,7 +7,7 @@ import math
 import oracles
 import pytest
 import torch
-from laws import one_batch_is_many, value_of, vmap_is_loop
+from laws import on_batch_is_reduce, one_batch_is_many, value_of, vmap_is_loop
 from torch import nn
 from torch.func import functional_call, jacrev
 
@@ -129,6 +129,13 @@ def test_sketch_of_the_factors_is_unbiased_in_value_and_gradient():
         error = found.std(0) / len(draws) ** 0.5
         assert torch.all((found.mean(0) - exact[k]).abs() < 4.5 * error + 1e-12)
         assert torch.any(error > 0)
+
+
+@pytest.mark.parametrize("columns", ["exact", "sketch"])
+@pytest.mark.parametrize("n", [3, 20])
+def test_the_smaller_gram_matrix_has_the_same_soft_rank(columns, n):
+    net, (x, y) = oracles.small_net(sizes=(4, 6, 3)), oracles.data(n=n)
+    on_batch_is_reduce(soft_rank(lam=LAM, columns=columns), net, x, y)
 
 
 def test_laws_and_jensen():

@@ -34,11 +34,15 @@ def run(words: list[str]) -> int:
     except Refused as refused:
         print(f"flattrain: {' '.join(str(refused).split())}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            return 141
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"flattrain: {place}{error.strerror or error}; nothing finished is lost", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("flattrain: stopped; the same command resumes where it was", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        return 141
 
 
 def _run(words: list[str]) -> int:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from flattrain.core import losses, trees
 from flattrain.core.probes import stream
@@ -16,11 +18,11 @@ from flattrain.problems.split import Model, Split
 from flattrain.problems.two_layer import LayerNormed, TwoLayer
 from flattrain.ranges import Refused
 from flattrain.training import fused, loop, objective
-from flattrain.training.evaluate import evaluate
+from flattrain.training.evaluate import Key, evaluate
 from flattrain.training.objective import Penalty
 from flattrain.training.stacked import Seeds, stacked_trainer
 from flattrain.training.trainer import State, Trainer
-from flattrain.types import Loss, Measure, Network, Rule, Spectral
+from flattrain.types import Estimate, Loss, Measure, Network, Rule, Spectral
 
 PROBES = 20  # of a stochastic measure in evaluation, unless the recipe says otherwise
 
@@ -93,7 +95,7 @@ class Experiment:
             for name, measure in wanted.items():
                 test = name.startswith("test_")
                 x, y = (split.test_x, split.test_y) if test else (split.train_x, split.train_y)
-                found = evaluate(measure, network, x, y, (seed, name, state.step))
+                found = _estimate(measure, network, x, y, (seed, name, state.step))
                 rows.append(
                     {
                         "seed": seed,
@@ -112,6 +114,14 @@ class Experiment:
             split = "test" if name.startswith("test_") else "training"
             out[name] = f"{measure.definition}; on the {split} examples, evaluation mode"
         return out
+
+
+def _estimate(measure: Measure | Spectral, network: Network, x: Tensor, y: Tensor, key: Key) -> Estimate:
+    """An eigenvalue of a matrix that is not finite does not exist: the run diverged, and its row says nan."""
+    try:
+        return evaluate(measure, network, x, y, key)
+    except torch.linalg.LinAlgError:
+        return Estimate(math.nan, math.nan)
 
 
 def run_cell(

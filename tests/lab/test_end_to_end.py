@@ -181,6 +181,22 @@ def test_damaged_tables_and_cells(finished, capsys, monkeypatch, tmp_path):
     assert done.returncode == 0 and table.read_text() == whole
 
 
+def test_a_run_that_diverges_is_void_and_the_others_go_on(tmp_path):
+    text = TINY.replace("end: [two_layer_trace]", "end: [two_layer_trace, top_eigenvalue, feature_rank]")
+    write(tmp_path, text)
+    done = subprocess.run(
+        [sys.executable, "-m", "flattrain", "recipe=tiny", "out=run", "arms.sam.train.lr=1000"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    claims = json.loads((tmp_path / "run" / "verdicts.json").read_text())["claims"]
+    assert claims["falls"]["verdict"] == "void" and "no finite train_loss" in claims["falls"]["reason"]
+    table = results.read(tmp_path / "run" / "results.csv")
+    assert all(v == v for v in table.final("train_loss", "batch", (("n", "12"),)).values())
+
+
 def test_dry_run_prints_the_recipe_and_writes_nothing(home, capsys):
     code, out, _ = call(capsys, "recipe=tiny", "dry_run=true", "train.lr=0.5")
     assert code == 0 and "lr: 0.5" in out and "# 3 cells" in out and "estimated time" in out

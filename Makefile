@@ -2,7 +2,7 @@
 #   make demo    run the main study (two_layer_relu)
 #   make test    run the tests
 # For contributors:
-#   make check   lint, formatting, types, import directions
+#   make check   lint, formatting, types, import directions and tests
 #   make bench   the benchmarks, as ratios to a plain step
 
 PYTHON ?= python3
@@ -10,7 +10,7 @@ VENV ?= .venv
 RECIPE ?= two_layer_relu
 READY = $(VENV)/.ready
 
-.PHONY: demo test check bench clean
+.PHONY: demo test lint check bench clean
 
 demo: $(READY)
 	$(VENV)/bin/python -m flattrain recipe=$(RECIPE)
@@ -18,11 +18,12 @@ demo: $(READY)
 test: $(READY)
 	$(VENV)/bin/python -m pytest
 
-check: $(READY)
+lint: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/python -m pytest -q tests/test_package.py
+
+check: lint test
 
 bench: $(READY)
 	$(VENV)/bin/python -m benchmarks.steps

@@ -39,7 +39,7 @@ class Scope(NamedTuple):
     quantities: tuple[str, ...]
 
     def need_quantity(self, name: Any, where: str) -> None:
-        if name not in self.quantities:
+        if not isinstance(name, str) or name not in self.quantities:
             raise Refused(f"{where}: {name!r} is not measured{suggest(str(name), self.quantities)}")
 
     def need_arm(self, name: Any, where: str) -> None:
@@ -54,7 +54,7 @@ class Scope(NamedTuple):
         for axis, value in at.items():
             if axis not in self.points:
                 raise Refused(f"{where}: unknown axis {axis!r}{suggest(str(axis), self.points)}")
-            if value not in self.points[axis]:
+            if value not in list(self.points[axis]):
                 raise Refused(
                     f"{where}.{axis}: {value!r} is not on the grid"
                     + suggest(str(value), map(str, self.points[axis]))

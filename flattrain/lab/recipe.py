@@ -121,10 +121,17 @@ def _axes(grid: Any) -> dict[str, tuple[str, list[Any]]]:
     for axis, entry in grid.items():
         if not isinstance(entry, dict) or set(entry) != {"key", "values"}:
             raise Refused(f"grid.{axis}: give key (a dotted path) and values (a list)")
-        if not isinstance(entry["values"], list) or not entry["values"]:
-            raise Refused(f"grid.{axis}.values must be a list of values, got {entry['values']!r}")
+        _grid_values(f"grid.{axis}.values", entry["values"])
         axes[str(axis)] = (str(entry["key"]), entry["values"])
     return axes
+
+
+def _grid_values(where: str, values: Any) -> None:
+    if not isinstance(values, list) or not values:
+        raise Refused(f"{where} must be a list of values, got {values!r}")
+    for value in values:
+        if not isinstance(value, str | int | float):
+            raise Refused(f"{where}: a grid value is a number, a text or true/false, got {value!r}")
 
 
 def _measures(spec: Any) -> dict[str, list[Any]]:
@@ -161,15 +168,18 @@ def _cells(
         if key not in ARM_KEYS:
             raise Refused(f"arms.{arm}: unknown key {key!r}{suggest(key, ARM_KEYS)}")
     own = changes.get("grid") or {}
-    for axis in own:
+    if not isinstance(own, dict):
+        raise Refused(f"arms.{arm}.grid: must be a table of axis and values, got {own!r}")
+    for axis, values in own.items():
         if axis not in axes:
-            raise Refused(f"arms.{arm}.grid: unknown axis {axis!r}{suggest(axis, axes)}")
-    values = {axis: own.get(axis, default) for axis, (_, default) in axes.items()}
+            raise Refused(f"arms.{arm}.grid: unknown axis {axis!r}{suggest(str(axis), axes)}")
+        _grid_values(f"arms.{arm}.grid.{axis}", values)
+    ranges = {axis: own.get(axis, default) for axis, (_, default) in axes.items()}
     base = {key: raw[key] for key in ARM_KEYS if key != "grid"}
     merged = merge(base, {k: v for k, v in changes.items() if k != "grid"})
     out = []
-    for combination in itertools.product(*values.values()):
-        point = dict(zip(values, combination, strict=True))
+    for combination in itertools.product(*ranges.values()):
+        point = dict(zip(ranges, combination, strict=True))
         settings = copy.deepcopy(merged)
         for axis, value in point.items():
             _set(settings, axes[axis][0], value, f"grid.{axis}.key")

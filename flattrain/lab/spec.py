@@ -75,6 +75,8 @@ def _penalties(table: Any, where: str) -> list[dict[str, Any]]:
 
 
 def _train(train: dict[str, Any], dataset: catalog.Choice, where: str) -> dict[str, Any]:
+    if not isinstance(train, dict):
+        raise Refused(f"{where}.train: must be a table, got {train!r}")
     for key, value in train.items():
         if key not in TRAIN:
             raise Refused(f"{where}.train: unknown key {key!r}{suggest(key, TRAIN)}")

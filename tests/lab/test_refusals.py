@@ -124,3 +124,56 @@ def test_help_and_list(capsys):
     assert code == 0
     for text in ("tiny", "two_layer_relu", "quickstart", "arXiv 2307.11007", "about"):
         assert text in out
+
+
+JUNK = [
+    None,
+    -1,
+    1.5,
+    float("nan"),
+    float("inf"),
+    10**30,
+    "x",
+    "",
+    True,
+    [],
+    {},
+    [1, [2]],
+    {"a": {"b": 2}},
+    "ü ✓",
+]
+
+
+def places(value, before=()):
+    out = [before] if before else []
+    keys = value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+    for key in keys:
+        out += places(value[key], (*before, key))
+    return out
+
+
+def test_mutated_recipes_are_accepted_or_refused_in_one_line(home):
+    """Junk in random places of a recipe: never anything but a recipe or a refusal."""
+    import copy
+    import random
+
+    import yaml
+
+    from flattrain.lab.compose import composed
+    from flattrain.ranges import Refused
+
+    chance, whole, refused = random.Random(0), yaml.safe_load(TINY), 0
+    for _ in range(60):
+        mutant = copy.deepcopy(whole)
+        *parents, last = chance.choice(places(mutant))
+        node = mutant
+        for key in parents:
+            node = node[key]
+        node[last] = chance.choice(JUNK)
+        write(home, yaml.safe_dump(mutant, allow_unicode=True))
+        try:
+            composed(["recipe=tiny"])
+        except Refused as error:
+            assert "\n" not in str(error).strip() and len(str(error)) < 500
+            refused += 1
+    assert 30 <= refused < 60

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from typing import Any
 
 import torch
 
@@ -20,7 +21,7 @@ from flattrain.problems.two_layer import TwoLayer, two_layer
 from flattrain.training.fused import Settings, fused_trainer
 from flattrain.training.stacked import Seeds
 
-NETS = {
+NETS: dict[str, dict[str, Any]] = {
     "no bias": {"bias": False},
     "bias": {"bias": True},
     "layer norm": {"normalisation": "layer", "first_layer_scale": 0.01},
@@ -29,7 +30,7 @@ STEPS = 10_000  # one block
 
 
 def fused(net: str, rho: float) -> float:
-    model, split = two_layer(width=500, **NETS[net]), parity()(0)  # type: ignore[arg-type]
+    model, split = two_layer(width=500, **NETS[net]), parity()(0)
     module = model.build(split)
     assert isinstance(module, TwoLayer)
     start = model.start(module, split, stream(0))

@@ -25,9 +25,9 @@ def test_the_readmes_code_runs_as_one_session():
     assert len(parts) == 3
     for part in parts:
         exec(part, names)
-    total = names["objective"](names["x"], names["y"])  # type: ignore[operator]
+    total = names["objective"](names["x"], names["y"])
     total.backward()
-    assert set(names["objective"].logs) == {"loss", "gradient_norm"}  # type: ignore[attr-defined]
+    assert set(names["objective"].logs) == {"loss", "gradient_norm"}
 
 
 def test_the_example_recipe_is_accepted(tmp_path):

@@ -112,6 +112,19 @@ def test_layers_that_are_frozen_up_to_the_tap_are_fine():
     assert net.head.weight.grad.abs().sum() > 0
 
 
+def gradient_is_that_of_differences(net, objective, x, y):
+    """The gradient of a penalised loss against central differences of its value, with the same probes."""
+    objective(x, y, step=0).backward()
+    mine = torch.cat([p.grad.reshape(-1) for p in net.parameters()])
+
+    def value(vector):
+        torch.nn.utils.vector_to_parameters(vector, net.parameters())
+        return objective(x, y, step=0).detach()
+
+    at = torch.nn.utils.parameters_to_vector(net.parameters()).detach().clone()
+    torch.testing.assert_close(mine, oracles.finite_difference(value, at, 1e-3), rtol=1e-5, atol=1e-7)
+
+
 def test_the_guard_refuses_wrong_third_derivatives_and_the_eager_layer_is_right():
     x, y = oracles.data()
     torch.manual_seed(0)
@@ -126,15 +139,7 @@ def test_the_guard_refuses_wrong_third_derivatives_and_the_eager_layer_is_right(
     torch.testing.assert_close(right(x), wrong(x), rtol=1e-12, atol=1e-12)
     right.zero_grad()
     objective = Regularized(right, F.cross_entropy, [HessianTrace(weight=1.0)])
-    objective(x, y, step=0).backward()
-    mine = torch.cat([p.grad.reshape(-1) for p in right.parameters()])
-
-    def value(vector):
-        torch.nn.utils.vector_to_parameters(vector, right.parameters())
-        return objective(x, y, step=0).detach()
-
-    at = torch.nn.utils.parameters_to_vector(right.parameters()).detach().clone()
-    torch.testing.assert_close(mine, oracles.finite_difference(value, at, 1e-3), rtol=1e-5, atol=1e-6)
+    gradient_is_that_of_differences(right, objective, x, y)
 
 
 def test_a_model_that_returns_no_tensor_and_losses_that_are_not_means_are_refused():
@@ -240,15 +245,7 @@ def test_fused_attention_is_differentiated_right():
     torch.manual_seed(0)
     net, x, y = Attention(), torch.randn(6, 8), torch.tensor([0, 1, 2, 0, 1, 2])
     objective = Regularized(net, F.cross_entropy, [HessianTrace(weight=1.0)])
-    objective(x, y, step=0).backward()
-    mine = torch.cat([p.grad.reshape(-1) for p in net.parameters()])
-
-    def value(vector):
-        torch.nn.utils.vector_to_parameters(vector, net.parameters())
-        return objective(x, y, step=0).detach()
-
-    at = torch.nn.utils.parameters_to_vector(net.parameters()).detach().clone()
-    torch.testing.assert_close(mine, oracles.finite_difference(value, at, 1e-3), rtol=1e-5, atol=1e-7)
+    gradient_is_that_of_differences(net, objective, x, y)
     with pytest.raises(Refused, match="one row of features per example"):
         Regularized(net, F.cross_entropy, [RelativeFlatness("mix", weight=1.0)])(x, y)
 

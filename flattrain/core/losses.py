@@ -88,14 +88,15 @@ def recognise(loss_fn: Callable[[Tensor, Tensor], Tensor] | Loss) -> Loss:
         return cross_entropy
     if loss_fn is F.mse_loss:
         return mean_squared_error
-    plain = getattr(loss_fn, "reduction", None) == "mean" and getattr(loss_fn, "weight", None) is None
+    reduction = getattr(loss_fn, "reduction", None)
+    plain = reduction == "mean" and getattr(loss_fn, "weight", None) is None
     if isinstance(loss_fn, nn.CrossEntropyLoss) and plain:
         return Loss("cross_entropy", loss_fn, _argmax_error, _softmax_factor, _softmax_trace_with)
     if isinstance(loss_fn, nn.MSELoss) and plain:
         return mean_squared_error
-    if getattr(loss_fn, "reduction", "mean") != "mean":
+    if reduction not in ("mean", None):
         raise Refused(
-            f"loss {type(loss_fn).__name__}: reduction is {loss_fn.reduction!r}, but flattrain works "  # type: ignore[attr-defined]
+            f"loss {type(loss_fn).__name__}: reduction is {reduction!r}, but flattrain works "
             "with means over examples; use reduction='mean'"
         )
     return Loss(getattr(loss_fn, "__name__", type(loss_fn).__name__), loss_fn)

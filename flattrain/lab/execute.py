@@ -87,13 +87,15 @@ def run_cells(
 ) -> None:
     """Run every cell that has no result yet; `on_progress` gets the steps done in all."""
     (folder / "cells").mkdir(exist_ok=True)
-    todo = [cell for cell in recipe.cells if load_result(folder, cell) is None]
-    finished = sum(c.steps for c in recipe.cells) - sum(c.steps for c in todo)
-    on_progress(finished)
+    todo, finished = [], 0
     for cell in recipe.cells:
         found = load_result(folder, cell)
-        if found is not None:
+        if found is None:
+            todo.append(cell)
+        else:
+            finished += cell.steps
             on_cell(cell, found)
+    on_progress(finished)
     if not todo:
         return
     context = multiprocessing.get_context("spawn")

@@ -77,13 +77,12 @@ class Experiment:
     def measures(self, last: bool) -> dict[str, Measure | Spectral]:
         """The measures of a milestone: those taken along the way, at the end all."""
         entries = self.spec["measures"]["along"] + (self.spec["measures"]["end"] if last else [])
-        return {name: measure for name, measure in map(self._measure, entries)}
+        return dict(map(self._measure, entries))
 
     def _measure(self, entry: Any) -> tuple[str, Measure | Spectral]:
         choice = catalog.choose(catalog.MEASURES, entry, "measures")
-        if choice.name == "two_layer_trace" and isinstance(self.module, LayerNormed):
-            return "two_layer_trace", catalog.build(choice, clamp=self.module.clamp)
-        return choice.name, catalog.build(choice, probes=PROBES)
+        clamp = self.module.clamp if isinstance(self.module, LayerNormed) else None
+        return choice.name, catalog.build(choice, probes=PROBES, clamp=clamp)
 
     def measure(self, state: State) -> loop.Rows:
         """One row per seed and quantity."""

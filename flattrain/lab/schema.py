@@ -60,6 +60,3 @@ class RecipeSchema:
     tracking: str = "none"
     dry_run: bool = False
     data: DataSchema = field(default_factory=DataSchema)
-
-
-EXECUTION = ("preset", "jobs", "out", "tracking", "dry_run", "data", "presets")

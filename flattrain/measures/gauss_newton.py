@@ -1,4 +1,4 @@
-"""Largest eigenvalue and Frobenius norm of the Gauss–Newton matrix of a two-layer net, exactly.
+"""Frobenius norm of the Gauss–Newton matrix of a net with one output, exactly.
 
 At interpolation (zero residuals) the Gauss–Newton matrix *is* the Hessian. Its nonzero spectrum is that of
 the n × n Gram matrix of per-example gradients, K_ij = (2/n) ⟨∇f_i, ∇f_j⟩ for squared error, and for

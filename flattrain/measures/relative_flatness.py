@@ -27,8 +27,6 @@ from flattrain.core.trace import mean_of_probes
 from flattrain.ranges import Count, Refused, checked
 from flattrain.types import Draw, Estimate, Measure, Seen, Statistic, Tap
 
-Form = Literal["auto", "head", "relu", "probe"]
-
 
 def _squared_norm(tap: Tap, layer: str) -> Tensor:
     if tap.input.ndim != 2:

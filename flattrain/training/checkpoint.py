@@ -36,7 +36,12 @@ def save_state(path: Path, state: State, extra: Any) -> None:
     tensors = {f"params.{k}": v.contiguous() for k, v in state.params.items()}
     tensors |= {f"optimizer.{i}": v.contiguous().clone() for i, v in enumerate(state.optimizer)}
     # The file sorts its tensors by name; sums over a tree go by its order, down to the last bit.
-    about = {"step": state.step, "params": list(state.params), "extra": extra}
+    about = {
+        "step": state.step,
+        "params": list(state.params),
+        "optimizer": len(state.optimizer),
+        "extra": extra,
+    }
     header = {"flattrain": json.dumps(about)}
     write_atomically(path, save(tensors, metadata=header))
 
@@ -49,8 +54,7 @@ def load_state(path: Path) -> tuple[State, Any] | None:
         with safe_open(path, framework="pt") as file:
             header = json.loads(file.metadata()["flattrain"])
             params = {name: file.get_tensor(f"params.{name}") for name in header["params"]}
-            count = sum(name.startswith("optimizer.") for name in file.keys())  # noqa: SIM118
-            optimizer = [file.get_tensor(f"optimizer.{i}") for i in range(count)]
+            optimizer = [file.get_tensor(f"optimizer.{i}") for i in range(header["optimizer"])]
         return State(header["step"], params, optimizer), header["extra"]
     except (SafetensorError, KeyError, TypeError, ValueError):
         return None

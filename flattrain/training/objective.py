@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -50,23 +50,25 @@ class Objective:
     def total(self, seen: Seen, noise: dict[str, Tensor]) -> tuple[Tensor, Logs]:
         """The penalised loss, and its parts by name."""
         total, logs = seen.loss, {"loss": seen.loss.detach()}
-        for k, (penalty, layers) in enumerate(zip(self.penalties, self.layers, strict=True)):
-            measure = penalty.measure
-            mine = seen._replace(taps={name: seen.taps[name] for name in layers})
+        for k, (measure, weight), mine in self._parts(seen):
             guard(measure, mine)
             value = on_batch(measure, mine, _own(noise, k))
-            total = total + penalty.weight * value.to(total.dtype)
+            total = total + weight * value.to(total.dtype)
             logs[measure.name] = value.detach()
         return total, logs
 
     def draws(self, seen: Seen) -> dict[str, Draw]:
         """The random tensors that the penalties want, under names of their own."""
         wanted = {}
-        for k, (penalty, layers) in enumerate(zip(self.penalties, self.layers, strict=True)):
-            mine = seen._replace(taps={name: seen.taps[name] for name in layers})
-            for name, draw in penalty.measure.draws(mine).items():
+        for k, (measure, _), mine in self._parts(seen):
+            for name, draw in measure.draws(mine).items():
                 wanted[f"{k}:{name}"] = draw
         return wanted
+
+    def _parts(self, seen: Seen) -> Iterator[tuple[int, Penalty, Seen]]:
+        """Each penalty with its number and the pass as it sees it: with its own layers tapped."""
+        for k, (penalty, layers) in enumerate(zip(self.penalties, self.layers, strict=True)):
+            yield k, penalty, seen._replace(taps={name: seen.taps[name] for name in layers})
 
     def gradient(self, buffers: Params | None = None) -> GradFn:
         """(params, batch) -> (∇ objective, logs), for rules, vmap and torch.func."""

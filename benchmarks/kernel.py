@@ -25,6 +25,7 @@ NETS: dict[str, dict[str, Any]] = {
     "no bias": {"bias": False},
     "bias": {"bias": True},
     "layer norm": {"normalisation": "layer", "first_layer_scale": 0.01},
+    "norm held": {"normalisation": "layer", "first_layer_norm": 10.0},
 }
 STEPS = 10_000  # one block
 

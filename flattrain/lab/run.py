@@ -37,12 +37,12 @@ class Experiment:
         dtype = getattr(torch, spec["precision"])
         dataset = _build(catalog.DATASETS, spec["dataset"], root=root)
         self.splits = [_as(dtype, dataset(seed)) for seed in self.seeds]
-        model: Model = _build(catalog.MODELS, spec["model"])
-        self.module = model.build(self.splits[0]).to(dtype)
+        self.model: Model = _build(catalog.MODELS, spec["model"])
+        self.module = self.model.build(self.splits[0]).to(dtype)
         self.criterion: Loss = getattr(losses, spec["loss"])
         _need_targets(spec, torch.is_floating_point(self.splits[0].train_y))
         starts = [
-            model.start(self.module, split, stream(seed, "start"))
+            self.model.start(self.module, split, stream(seed, "start"))
             for seed, split in zip(self.seeds, self.splits, strict=True)
         ]
         self.stacked = Seeds(
@@ -50,7 +50,7 @@ class Experiment:
             [s.train_x for s in self.splits],
             [s.train_y for s in self.splits],
             [{k: v.to(dtype) for k, v in start.items()} for start in starts],
-            [model.buffers(self.module, split) for split in self.splits],
+            [self.model.buffers(self.module, split) for split in self.splits],
         )
         self.trainer = self._trainer()
 
@@ -68,6 +68,7 @@ class Experiment:
             _build(catalog.OPTIMIZERS, spec["train"]["optimizer"]),
             spec["train"]["batch_size"],
             self.stacked,
+            lambda params: self.model.project(self.module, params),
         )
 
     def stops(self) -> list[int]:

@@ -26,9 +26,11 @@ DataSet = Callable[[int], Split]
 class Model(NamedTuple):
     """`build(split)` gives the module, `start(module, split, generator)` its parameters,
 
-    `buffers(module, split)` whatever else of the split the forward pass sees.
+    `buffers(module, split)` whatever else of the split the forward pass sees; `project(module, params)` is
+    applied after every step, for a model whose parameters are confined to a set.
     """
 
     build: Callable[[Split], nn.Module]
     start: Callable[[nn.Module, Split, Generator], Params]
     buffers: Callable[[nn.Module, Split], Params] = lambda module, split: dict(module.named_buffers())
+    project: Callable[[nn.Module, Params], Params] = lambda module, params: params

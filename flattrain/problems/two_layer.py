@@ -17,6 +17,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from flattrain.core import trees
 from flattrain.problems import start
 from flattrain.problems.split import Model, Split
 from flattrain.ranges import Count, Positive, Refused, checked
@@ -26,6 +27,8 @@ from flattrain.types import Params
 class TwoLayer(nn.Module):
     """f = w · relu(Wx + b)."""
 
+    held_norm: float | None = None  # of the hidden weights and biases together
+
     def __init__(self, inputs: int, width: int, bias: bool) -> None:
         super().__init__()
         self.hidden = nn.Linear(inputs, width, bias=bias)
@@ -33,6 +36,14 @@ class TwoLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.hidden(x).relu())
+
+    def project(self, params: Params) -> Params:
+        """Hidden weights and biases scaled to the held norm, if there is one."""
+        if self.held_norm is None:
+            return params
+        hidden = {k: v for k, v in params.items() if k.startswith("hidden.")}
+        scale = self.held_norm / trees.norm(hidden)
+        return params | {k: v * scale for k, v in hidden.items()}
 
 
 class LayerNormed(TwoLayer):
@@ -88,26 +99,41 @@ def two_layer(
     normalisation: Literal["none", "layer", "batch"] = "none",
     clamp: Positive = 1e-6,
     first_layer_scale: Positive = 1.0,
+    first_layer_norm: Positive | None = None,
 ) -> Model:
-    """A two-layer net; `first_layer_scale` multiplies the initial hidden weights and biases."""
+    """A two-layer net; `first_layer_scale` multiplies the initial hidden weights and biases.
+
+    `first_layer_norm` holds √(‖W‖² + ‖b‖²) at a value, by scaling after every step and at the start. The
+    normalised nets do not depend on that norm, but their trace does: without it, growing the first layer
+    brings any interpolator down to the floor.
+    """
 
     def build(split: Split) -> nn.Module:
         _need_one_output(split)
         inputs = split.train_x.shape[-1]
+        net: TwoLayer
         if normalisation == "layer":
-            return LayerNormed(inputs, width, bias, clamp)
-        if normalisation == "batch":
-            return BatchNormed(inputs, width, bias, len(split.train_x))
-        return TwoLayer(inputs, width, bias)
+            net = LayerNormed(inputs, width, bias, clamp)
+        elif normalisation == "batch":
+            net = BatchNormed(inputs, width, bias, len(split.train_x))
+        else:
+            net = TwoLayer(inputs, width, bias)
+        net.held_norm = first_layer_norm
+        return net
 
     def initial(module: nn.Module, split: Split, generator: Generator) -> Params:
         params = start.default(module, split, generator)
-        return {k: v * first_layer_scale if k.startswith("hidden.") else v for k, v in params.items()}
+        scaled = {k: v * first_layer_scale if k.startswith("hidden.") else v for k, v in params.items()}
+        return project(module, scaled)
+
+    def project(module: nn.Module, params: Params) -> Params:
+        assert isinstance(module, TwoLayer)
+        return module.project(params)
 
     def buffers(module: nn.Module, split: Split) -> Params:
         return {"reference": split.train_x} if normalisation == "batch" else {}
 
-    return Model(build, initial, buffers)
+    return Model(build, initial, buffers, project)
 
 
 def _need_one_output(split: Split) -> None:

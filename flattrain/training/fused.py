@@ -10,6 +10,9 @@ closed form without touching W: z̃ = z + s‖ẋ‖² g, w̃ = w + s a/r. The d
 and the sweep that writes W reads the next example's pre-activations from it. W is kept transposed (D, m), so
 that the inner loop runs over units and vectorises.
 
+Where the norm of the first layer is held at h, the sweep leaves V = W_t + change ẋᵀ and adds up ‖V‖²; the
+weights are (h/‖V‖) V, and the next sweep multiplies by that scalar as it goes.
+
 Needs numba; without it the stacked trainer takes the same steps, a thousand times slower.
 """
 
@@ -61,6 +64,7 @@ def fused_trainer(module: TwoLayer, settings: Settings, seeds: Seeds) -> Trainer
     inputs = [_augmented(x, bias) for x in seeds.x]
     targets = [y.reshape(-1).numpy() for y in seeds.y]
     numbers = [real(v) for v in (settings.lr, settings.rho, clamp)]
+    held = None if module.held_norm is None else real(module.held_norm)
     noises = [noise_of(LABELS, s, seeds.x[0].dtype) for s in seeds.numbers]
 
     def advance(state: State, target: int) -> State:
@@ -73,7 +77,7 @@ def fused_trainer(module: TwoLayer, settings: Settings, seeds: Seeds) -> Trainer
                 signs = [noises[k](t)["rule.labels"] for t in range(state.step, stop)]
                 y = y + real(settings.delta) * torch.cat(signs).numpy()
             weights, head = _pack(trees.pick(state.params, k), bias)
-            kernel(weights, head, inputs[k], y, index, *numbers)
+            kernel(weights, head, inputs[k], y, index, *numbers, held)
             done.append(_unpack(weights, head, bias))
         return State(stop, trees.stack(done), [])
 
@@ -114,39 +118,63 @@ def _compiled() -> Callable[..., Any]:
     return jit(_steps)
 
 
-def _steps(weights: Any, head: Any, inputs: Any, y: Any, index: Any, lr: Any, rho: Any, clamp: Any) -> None:
-    """len(index) steps in place. weights (D, m), head (m,), y already picked and noisy, per step."""
+def _steps(
+    weights: Any, head: Any, inputs: Any, y: Any, index: Any, lr: Any, rho: Any, clamp: Any, held: Any
+) -> None:
+    """len(index) steps in place. weights (D, m), head (m,), y already picked and noisy, per step.
+
+    `held` is None or the norm of the weights; numba compiles the two cases apart.
+    """
     dim, units = weights.shape
     zero, one, two = lr * 0, lr * 0 + 1, lr * 0 + 2
     z = np.zeros_like(head)
     change = np.zeros_like(head)  # W += change ẋᵀ, pending from the step before
     before = inputs[index[0]]
+    scale = np.ones_like(head[:1])  # the weights are scale · V; in an array, to stay in their precision
+    sizes = np.zeros_like(head)  # ‖V‖², unit by unit, so that its sum vectorises
     for t in range(len(index) + 1):
         x = inputs[index[min(t, len(index) - 1)]]
         # One sweep: apply the pending change and read the pre-activations of this step, 4 rows at once.
+        keep = scale[0]
         k = 0
         while k + 3 < dim:
             p0, p1, p2, p3 = before[k], before[k + 1], before[k + 2], before[k + 3]
             x0, x1, x2, x3 = x[k], x[k + 1], x[k + 2], x[k + 3]
             for j in range(units):
                 c = change[j]
-                w0 = weights[k, j] + p0 * c
-                w1 = weights[k + 1, j] + p1 * c
-                w2 = weights[k + 2, j] + p2 * c
-                w3 = weights[k + 3, j] + p3 * c
+                w0, w1 = weights[k, j], weights[k + 1, j]
+                w2, w3 = weights[k + 2, j], weights[k + 3, j]
+                if held is not None:
+                    w0, w1, w2, w3 = keep * w0, keep * w1, keep * w2, keep * w3
+                w0, w1, w2, w3 = w0 + p0 * c, w1 + p1 * c, w2 + p2 * c, w3 + p3 * c
                 weights[k, j] = w0
                 weights[k + 1, j] = w1
                 weights[k + 2, j] = w2
                 weights[k + 3, j] = w3
                 z[j] += (w0 * x0 + w1 * x1) + (w2 * x2 + w3 * x3)
+                if held is not None:
+                    sizes[j] += (w0 * w0 + w1 * w1) + (w2 * w2 + w3 * w3)
             k += 4
         while k < dim:
             p0, x0 = before[k], x[k]
             for j in range(units):
-                w0 = weights[k, j] + p0 * change[j]
+                w0 = weights[k, j]
+                if held is not None:
+                    w0 = keep * w0
+                w0 = w0 + p0 * change[j]
                 weights[k, j] = w0
                 z[j] += w0 * x0
+                if held is not None:
+                    sizes[j] += w0 * w0
             k += 1
+        if held is not None:
+            total = zero
+            for j in range(units):
+                total += sizes[j]
+                sizes[j] = zero
+            scale[0] = held / np.sqrt(total)
+            for j in range(units):
+                z[j] *= scale[0]
         if t == len(index):
             break
         before = x
@@ -196,3 +224,7 @@ def _steps(weights: Any, head: Any, inputs: Any, y: Any, index: Any, lr: Any, rh
             head[j] += along * z[j]
             change[j] = along * change[j] - across * z[j]
             z[j] = zero
+    if held is not None:
+        for k in range(dim):
+            for j in range(units):
+                weights[k, j] *= scale[0]

@@ -6,7 +6,7 @@ depend on which others it is stacked with. The optimizer is element-wise and run
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -34,9 +34,14 @@ class Seeds(NamedTuple):
 
 
 def stacked_trainer(
-    objective: Objective, rule: Rule, build_optimizer: Build, batch_size: int, seeds: Seeds
+    objective: Objective,
+    rule: Rule,
+    build_optimizer: Build,
+    batch_size: int,
+    seeds: Seeds,
+    project: Callable[[Params], Params] = lambda params: params,
 ) -> Trainer:
-    """Train all seeds together, step by step."""
+    """Train all seeds together, step by step; `project` maps a seed's parameters after each of them."""
     optimizer = build_optimizer()
     start = trees.stack(list(seeds.params))
     x, y = torch.stack(list(seeds.x)), torch.stack(list(seeds.y))
@@ -47,7 +52,7 @@ def stacked_trainer(
     def gradient(params: Params, extra: Params, batch: Batch) -> Params:
         return rule(objective.gradient(extra))(params, batch)[0]
 
-    over_seeds = vmap(gradient)
+    over_seeds, projected = vmap(gradient), vmap(project)
     wanted = _wanted(objective, rule, seeds, batch_size)
     noises = [noise_of(wanted, seed, x.dtype) for seed in seeds.numbers]
 
@@ -59,6 +64,7 @@ def stacked_trainer(
             noise = trees.stack([noise_at(state.step + k) for noise_at in noises])
             batch = Batch(x[rows, pick], y[rows, pick], noise)
             params, inner = optimizer.update(over_seeds(params, buffers, batch), inner, params)
+            params = projected(params)
         return State(stop, params, optimizer.pack(inner))
 
     def init() -> State:

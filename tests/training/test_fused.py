@@ -24,6 +24,8 @@ NETS = {
     "bias": {"bias": True},
     "layer norm": {"normalisation": "layer", "first_layer_scale": 0.01},
     "layer norm, clamped": {"normalisation": "layer", "clamp": 0.5},
+    "layer norm, held": {"normalisation": "layer", "first_layer_norm": 10.0},
+    "bias, held": {"bias": True, "first_layer_norm": 3.0},
 }
 RULES = {
     "sam": (lambda: sam(rho=0.05), {"rho": 0.05}),
@@ -49,7 +51,14 @@ def trainers(net, rule, dtype, lr=0.01, width=64, dim=30):
         [{}, {}],
     )
     make_rule, knobs = RULES[rule]
-    slow = stacked_trainer(build(module, squared_error, []), make_rule(), sgd(lr=lr), 1, seeds)
+    slow = stacked_trainer(
+        build(module, squared_error, []),
+        make_rule(),
+        sgd(lr=lr),
+        1,
+        seeds,
+        lambda params: model.project(module, params),
+    )
     return slow, fused_trainer(module, Settings(lr, **knobs), seeds)
 
 
@@ -68,6 +77,9 @@ def test_a_thousand_steps_agree_to_double_rounding(net, rule):
     for k in a:
         torch.testing.assert_close(a[k], b[k], rtol=0, atol=1e-11 * float(a[k].abs().max()))
         assert (a[k] - start[k]).abs().max() > 1e-3
+    if "held" in net:
+        size = (b["hidden.weight"].square().sum((1, 2)) + b["hidden.bias"].square().sum(1)).sqrt()
+        torch.testing.assert_close(size, torch.full_like(size, NETS[net]["first_layer_norm"]))
 
 
 @pytest.mark.parametrize(("net", "rule"), [("bias", "sam"), ("layer norm", "sam"), ("bias", "label noise")])

@@ -102,6 +102,7 @@ class Seen(NamedTuple):
     """What one forward pass shows to the measures. Everything is live, so it can be differentiated."""
 
     params: Params
+    inputs: Any  # x as it was given to the network
     outputs: Tensor  # (n, K)
     loss: Tensor  # scalar: the mean loss over the batch
     target: Tensor
@@ -109,6 +110,7 @@ class Seen(NamedTuple):
     taps: dict[str, Tap]
     norms: Norms  # normalisations that measures must beware of (core.eager), as they ran
     norms_after: dict[str, Norms]  # those that ran behind a tapped layer
+    run: Callable[[Params, Any], Tensor]  # (params, x) -> outputs: another pass, which leaves no trace
 
 
 class Estimate(NamedTuple):
@@ -128,6 +130,8 @@ class Measure:
     statistic : (Seen, noise) -> a dict of tensors, each a *mean over the examples* of the batch, so that
                 batches combine by their counts, whatever `reduce` does afterwards.
     reduce    : statistic -> Estimate. May be non-linear (soft rank is).
+    combine   : how the statistics of batches combine: "mean" by counts, or "rows", for a statistic whose
+                tensors have a row per example and no mean would do (a maximum, a quantile).
     layers    : the linear layers to tap; None means every one.
     on_batch  : the value on a single batch, where there is a cheaper way to it than reduce(statistic).
     draws     : Seen -> the random tensors it wants in `noise`.
@@ -140,6 +144,7 @@ class Measure:
     statistic: Callable[[Seen, Mapping[str, Tensor]], Statistic]
     reduce: Callable[[Statistic], Estimate]
     definition: str
+    combine: Literal["mean", "rows"] = "mean"
     layers: tuple[str, ...] | None = ()
     on_batch: Callable[[Seen, Mapping[str, Tensor]], Tensor] | None = None
     draws: Callable[[Seen], dict[str, Draw]] = field(default=lambda seen: {})

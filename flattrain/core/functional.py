@@ -104,6 +104,11 @@ def see(
 
         return hook
 
+    def again(at: Params, inputs: Any) -> Tensor:
+        copies = {k: v.clone() for k, v in (buffers or dict(module.named_buffers())).items()}
+        with sdpa_kernel(SDPBackend.MATH):
+            return _functional(module, forward, at, copies, inputs)
+
     with ExitStack() as stack:
         for name, layer in resolve(module, layers).items():
             stack.callback(layer.register_forward_hook(tap(name)).remove)
@@ -117,11 +122,7 @@ def see(
             outputs = forward(module, x)
         else:
             live = params
-            outputs = functional_call(
-                _Forward(module, forward),
-                {f"module.{k}": v for k, v in {**params, **(buffers or {})}.items()},
-                (x,),
-            )
+            outputs = _functional(module, forward, params, buffers or {}, x)
     if not isinstance(outputs, Tensor):
         raise Refused(
             f"the model returned a {type(outputs).__name__}, not a tensor; pass "
@@ -132,6 +133,7 @@ def see(
         raise Refused(f"layer {missing[0]!r} did not run in the forward pass")
     return Seen(
         live,
+        x,
         outputs,
         criterion.mean(outputs, y),
         y,
@@ -139,7 +141,14 @@ def see(
         taps,
         tuple(norms),
         {k: tuple(v) for k, v in norms_after.items()},
+        again,
     )
+
+
+def _functional(module: nn.Module, forward: Forward, params: Params, buffers: Params, x: Any) -> Tensor:
+    named = {f"module.{k}": v for k, v in {**params, **buffers}.items()}
+    outputs: Tensor = functional_call(_Forward(module, forward), named, (x,))
+    return outputs
 
 
 class _Forward(nn.Module):

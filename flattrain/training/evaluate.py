@@ -1,5 +1,7 @@
 """A measure of a network over a whole data set: reduce(Σ_b (n_b / n) · statistic(batch b)).
 
+Where the statistic has a row per example, the rows of all batches are put together instead.
+
 Nothing is trained or changed: the parameters are detached copies, and the module's mode is restored.
 """
 
@@ -42,8 +44,11 @@ def _mean(measure: Measure, network: Network, x: Tensor, y: Tensor, key: Key) ->
             seen = _see(network, live, bx, by, layers)
             statistic = measure.statistic(seen, _noise(measure, seen, k, key))
         for name, value in statistic.items():
-            part = value.detach() * (len(bx) / len(x))
-            total[name] = total[name] + part if name in total else part
+            if measure.combine == "rows":
+                total[name] = torch.cat([total[name], value.detach()]) if k else value.detach()
+            else:
+                part = value.detach() * (len(bx) / len(x))
+                total[name] = total[name] + part if k else part
     return measure.reduce(total)
 
 

@@ -16,7 +16,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from flattrain.optim import SAM
-from flattrain.regularizers import HessianTrace, Penalty, Regularized, RelativeFlatness, SoftRank
+from flattrain.regularizers import (
+    FisherRank,
+    GaussNewtonTrace,
+    HessianTrace,
+    Penalty,
+    Regularized,
+    RelativeFlatness,
+    SoftRank,
+)
 
 REPEATS, BATCH = 25, 128
 
@@ -71,6 +79,10 @@ def main() -> None:
         ),
         "soft rank, sketch": plain_step([SoftRank(weight=1e-3, columns="sketch")], x, y),
         "soft rank, exact": plain_step([SoftRank(weight=1e-3)], x, y),
+        "Fisher soft rank, sketch": plain_step([FisherRank(weight=1e-3)], x, y),
+        "Fisher soft rank, exact": plain_step([FisherRank(weight=1e-3, columns="exact")], x, y),
+        "Gauss–Newton trace, 1 sketch": plain_step([GaussNewtonTrace(weight=1e-3)], x, y),
+        "Gauss–Newton trace, exact": plain_step([GaussNewtonTrace(weight=1e-3, columns="exact")], x, y),
         "Hessian trace, 1 probe": plain_step([HessianTrace(weight=1e-3)], x, y),
         "SAM": sam_step(x, y),
     }

@@ -19,6 +19,8 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from flattrain.core.functional import Forward, call
 from flattrain.core.losses import recognise
 from flattrain.core.probes import draw, stream
+from flattrain.measures.fisher_rank import fisher_rank
+from flattrain.measures.gauss_newton_trace import gauss_newton_trace
 from flattrain.measures.hessian_trace import hessian_trace
 from flattrain.measures.relative_flatness import relative_flatness
 from flattrain.measures.soft_rank import soft_rank
@@ -26,7 +28,15 @@ from flattrain.ranges import Refused
 from flattrain.training.objective import Penalty, build
 from flattrain.types import Loss
 
-__all__ = ["HessianTrace", "Penalty", "Regularized", "RelativeFlatness", "SoftRank"]
+__all__ = [
+    "FisherRank",
+    "GaussNewtonTrace",
+    "HessianTrace",
+    "Penalty",
+    "Regularized",
+    "RelativeFlatness",
+    "SoftRank",
+]
 
 
 def RelativeFlatness(
@@ -53,11 +63,38 @@ def SoftRank(
 ) -> Penalty:
     """λ rank_lam(F), the soft rank of the Fisher by KFAC; see `measures.soft_rank`.
 
-    `layers=None` covers every linear layer, and refuses a model that trains other layers too.
+    `layers=None` covers every layer whose structure is known (linear, convolution, embedding, normalisation),
+    and refuses a model with other parameters.
     `columns="sketch"` back-propagates one vector per example in place of one per class: cheaper, biased low.
     """
     chosen = None if layers is None else tuple(layers)
     return Penalty(soft_rank(lam=lam, layers=chosen, columns=columns), weight)
+
+
+def FisherRank(
+    *,
+    weight: float,
+    lam: float = 1e-2,
+    columns: Literal["exact", "sketch"] = "sketch",
+    metric: Literal["euclidean", "adaptive"] = "euclidean",
+    uncovered: Literal["refuse", "ignore", "dense"] = "refuse",
+) -> Penalty:
+    """λ rank_lam(F) of the whole network's Fisher as one matrix; see `measures.fisher_rank`."""
+    measure = fisher_rank(lam=lam, columns=columns, metric=metric, uncovered=uncovered)
+    return Penalty(measure, weight)
+
+
+def GaussNewtonTrace(
+    *,
+    weight: float,
+    columns: Literal["exact", "sketch"] = "sketch",
+    uncovered: Literal["refuse", "ignore", "dense"] = "refuse",
+) -> Penalty:
+    """λ Tr G, the trace of the Gauss–Newton matrix; see `measures.gauss_newton_trace`.
+
+    For a piecewise-linear net it is the trace of the Hessian; one sketch costs less than two plain steps.
+    """
+    return Penalty(gauss_newton_trace(columns=columns, uncovered=uncovered), weight)
 
 
 def HessianTrace(*, weight: float, probes: int = 1) -> Penalty:

@@ -71,6 +71,8 @@ class Loss:
 
     factor(outputs) -> L (B, K, K), or None where the structure is unknown.
     trace_with(outputs, W) -> Tr(W Wᵀ S) per example (B,), in closed form.
+    weights(target) -> w (B,), where mean = Σ w_i ℓ_i / Σ w_i; None: all alike. Batches count by Σ w_i.
+    curvature(target) -> c (B,), where the output Hessian of example i is c_i L Lᵀ; None: as the weights.
     """
 
     name: str
@@ -78,6 +80,8 @@ class Loss:
     error: Callable[[Tensor, Tensor], Tensor] | None = None
     factor: Callable[[Tensor], Tensor] | None = None
     trace_with: Callable[[Tensor, Tensor], Tensor] | None = None
+    weights: Callable[[Tensor], Tensor] | None = None
+    curvature: Callable[[Tensor], Tensor] | None = None
 
 
 class Network(NamedTuple):
@@ -90,11 +94,13 @@ class Network(NamedTuple):
 
 
 class Tap(NamedTuple):
-    """One linear layer z = Wφ + b as seen in a forward pass, on the live autograd graph."""
+    """One run of a layer (core.layers) in a forward pass, on the live autograd graph: z = Wφ + b."""
 
-    input: Tensor  # φ (n, D)
-    output: Tensor  # z (n, K)
-    weight: Tensor  # W (K, D)
+    layer: str  # its name in the model
+    module: nn.Module
+    input: Tensor  # φ (n, D), or (n, ..., D), or (n, C, H, W), or the indices (n, ...) of an embedding
+    output: Tensor  # z (n, K), or as the layer gives it
+    weight: Tensor  # W (K, D), or as the layer has it
     bias: Tensor | None  # b (K,)
 
 
@@ -107,7 +113,7 @@ class Seen(NamedTuple):
     loss: Tensor  # scalar: the mean loss over the batch
     target: Tensor
     criterion: Loss
-    taps: dict[str, Tap]
+    taps: dict[str, Tap]  # by the layer's name; a second run of the layer is "name (2)"
     norms: Norms  # normalisations that measures must beware of (core.eager), as they ran
     norms_after: dict[str, Norms]  # those that ran behind a tapped layer
     run: Callable[[Params, Any], Tensor]  # (params, x) -> outputs: another pass, which leaves no trace
@@ -132,7 +138,7 @@ class Measure:
     reduce    : statistic -> Estimate. May be non-linear (soft rank is).
     combine   : how the statistics of batches combine: "mean" by counts, or "rows", for a statistic whose
                 tensors have a row per example and no mean would do (a maximum, a quantile).
-    layers    : the linear layers to tap; None means every one.
+    layers    : the layers to tap, by name; None means every one whose structure is known (core.layers).
     on_batch  : the value on a single batch, where there is a cheaper way to it than reduce(statistic).
     draws     : Seen -> the random tensors it wants in `noise`.
     order     : how often the operations of the network are differentiated when the measure is a penalty.

@@ -115,6 +115,44 @@ def dense_fisher_blocks(module, x, softmax=True):
     return blocks
 
 
+def trainable(module):
+    """Its trainable parameters, tied ones once, detached."""
+    return {k: p.detach().clone() for k, p in module.named_parameters() if p.requires_grad}
+
+
+def example_gradients(module, loss, x, y, params):
+    """Rows (n, K, P) with F = mean_i Σ_c row row ᵀ: a root of each output Hessian times the Jacobian.
+
+    The output Hessian is torch's own, of n times the mean loss; its root is symmetric, by eigenvectors.
+    """
+    from torch.func import jacrev
+
+    outputs = functional_call(module, params, (x,))
+    curvature = hessian(lambda f: len(x) * loss(f, y))(outputs.detach())
+    rows = []
+    for i in range(len(x)):
+        values, vectors = torch.linalg.eigh(curvature[i, :, i])
+        root = vectors * values.clamp(min=0).sqrt()
+        jacobian = jacrev(lambda p, i=i: functional_call(module, p, (x[i : i + 1],))[0])(params)
+        rows.append(root.T @ torch.cat([j.flatten(1) for j in jacobian.values()], 1))
+    return torch.stack(rows)
+
+
+def fisher(module, loss, x, y, params):
+    """The type-2 Fisher (= Gauss–Newton) matrix of the mean loss, dense, as a function of `params`.
+
+    Differentiable: J and S by torch.func, Jᵀ S J, no roots.
+    """
+    from torch.func import jacrev
+
+    outputs = functional_call(module, params, (x,))
+    curvature = hessian(lambda f: len(x) * loss(f, y))(outputs)
+    jacobian = jacrev(lambda p: functional_call(module, p, (x,)))(params)
+    j = torch.cat([v.flatten(2) for v in jacobian.values()], 2)
+    s = torch.stack([curvature[i, :, i] for i in range(len(x))])
+    return torch.einsum("ncp,ncd,ndq->pq", j, s, j) / len(x)
+
+
 def small_net(kind="tanh", sizes=(4, 5, 3), seed=0, bias=True):
     """A named MLP of at most 200 parameters: layers hidden1, …, head."""
     torch.manual_seed(seed)

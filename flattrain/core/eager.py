@@ -26,9 +26,60 @@ class LayerNorm(nn.LayerNorm):
         return out if self.bias is None else out + self.bias
 
 
+def _batch_norm(self: nn.modules.batchnorm._BatchNorm, input: Tensor) -> Tensor:
+    """(x − mean) / sqrt(var + eps) · weight + bias per channel, from primitives, with torch's statistics."""
+    x = input
+    shape = (1, -1, *(1 for _ in x.shape[2:]))
+    if self.training or self.running_mean is None or self.running_var is None:
+        dims = (0, *range(2, x.ndim))
+        mean = x.mean(dims)
+        variance = (x - mean.reshape(shape)).square().mean(dims)
+        if self.training and self.running_mean is not None and self.running_var is not None:
+            _move_statistics(self, mean.detach(), variance.detach(), x.numel() // x.shape[1])
+    else:
+        mean, variance = self.running_mean, self.running_var
+    out = (x - mean.reshape(shape)) * torch.rsqrt(variance + self.eps).reshape(shape)
+    return out if self.weight is None else out * self.weight.reshape(shape) + self.bias.reshape(shape)
+
+
+def _move_statistics(
+    self: nn.modules.batchnorm._BatchNorm, mean: Tensor, variance: Tensor, count: int
+) -> None:
+    assert self.running_mean is not None and self.running_var is not None
+    assert self.num_batches_tracked is not None
+    self.num_batches_tracked.add_(1)
+    share = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
+    self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
+    self.running_var.lerp_((variance * count / (count - 1)).to(self.running_var.dtype), share)
+
+
+class BatchNorm1d(nn.BatchNorm1d):
+    """nn.BatchNorm1d whose derivatives are right to any order in training mode too."""
+
+    forward = _batch_norm
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """nn.BatchNorm2d whose derivatives are right to any order in training mode too."""
+
+    forward = _batch_norm
+
+
+def eager(module: nn.Module) -> nn.Module:
+    """Turn torch's normalisations in the module into the right ones; parameters stay as they are."""
+    swap = {
+        nn.LayerNorm: LayerNorm,
+        nn.BatchNorm1d: BatchNorm1d,
+        nn.BatchNorm2d: BatchNorm2d,
+    }
+    for part in module.modules():
+        part.__class__ = swap.get(type(part), type(part))
+    return module
+
+
 def unsafe(module: nn.Module) -> bool:
     """Whether three derivatives through this module are wrong."""
-    if isinstance(module, LayerNorm):
+    if isinstance(module, LayerNorm | BatchNorm1d | BatchNorm2d):
         return False
     return isinstance(module, nn.LayerNorm) or _batch_norm_in_training(module)
 
@@ -63,6 +114,7 @@ def guard(measure: Measure, seen: Seen) -> None:
     if measure.order >= 3 and wrong:
         raise Refused(
             f"{measure.name} differentiates {', '.join(dict.fromkeys(wrong))} three times, which torch "
-            "does wrongly for LayerNorm and for BatchNorm in training mode; use "
-            "flattrain.core.eager.LayerNorm, put BatchNorm in eval mode, or penalise a layer behind it"
+            "does wrongly for LayerNorm and for BatchNorm in training mode; call "
+            "flattrain.core.eager.eager(model) once, put BatchNorm in eval mode, or penalise a layer behind "
+            "it"
         )

@@ -1,7 +1,7 @@
 """The tapped forward: outputs, loss and the chosen layers' inputs and outputs, in ONE pass.
 
-Hooks see every linear layer z = Wφ + b as it runs, so nothing is computed twice and everything stays on
-one autograd graph. Measures then take derivatives with `torch.autograd.grad(..., create_graph=True)`,
+Hooks see every layer as it runs, so nothing is computed twice and everything stays on one autograd graph.
+Measures then take derivatives with `torch.autograd.grad(..., create_graph=True)`,
 which also works inside `torch.func.grad` and `vmap` (that is how torch.func is built), so the same forty
 lines serve an ordinary `loss.backward()` and a stacked run over seeds.
 """
@@ -18,7 +18,8 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flattrain.core.eager import couples, unsafe
-from flattrain.ranges import Refused, suggest
+from flattrain.core.layers import resolve
+from flattrain.ranges import Refused
 from flattrain.types import Loss, Params, Seen, Tap
 
 Forward = Callable[[nn.Module, Any], Tensor]
@@ -27,37 +28,6 @@ Forward = Callable[[nn.Module, Any], Tensor]
 def call(module: nn.Module, x: Any) -> Tensor:
     """The default forward: `module(x)`; x may be a tensor or whatever the module takes."""
     return module(x)
-
-
-def linear_layers(module: nn.Module) -> tuple[str, ...]:
-    """Names of all nn.Linear layers; refuse a model with other trainable layers, naming them."""
-    names, others = [], []
-    for name, part in module.named_modules():
-        if isinstance(part, nn.Linear):
-            names.append(name)
-        elif any(p.requires_grad for p in part.parameters(recurse=False)):
-            others.append(f"{name or 'model'} ({type(part).__name__})")
-    if others:
-        raise Refused(
-            f"only linear layers are covered, and the model also trains {', '.join(others)}; "
-            "name the layers to penalise with layers=[...]"
-        )
-    return tuple(names)
-
-
-def resolve(module: nn.Module, layers: Iterable[str]) -> dict[str, nn.Module]:
-    """The modules behind layer names, with a clear refusal for a wrong name."""
-    linear = {n: m for n, m in module.named_modules() if isinstance(m, nn.Linear)}
-    for name in layers:
-        if name not in linear:
-            found = dict(module.named_modules()).get(name)
-            if found is not None:
-                raise Refused(
-                    f"layer {name!r} is a {type(found).__name__}; a linear layer is needed"
-                    + suggest(name, linear)
-                )
-            raise Refused(f"the model has no layer {name!r}{suggest(name, linear)}")
-    return {name: linear[name] for name in layers}
 
 
 def see(
@@ -79,21 +49,26 @@ def see(
     double backward, out of the graph.
     """
     taps: dict[str, Tap] = {}
+    passed: dict[str, Tensor] = {}  # what the rest of the net saw of each run's output
+    versions: dict[str, int] = {}
     norms_after: dict[str, list[tuple[str, nn.Module]]] = {}
     norms: list[tuple[str, nn.Module]] = []
 
+    copying = any(getattr(part, "inplace", False) for part in module.modules())
+
     def tap(name: str) -> Callable[..., Tensor]:
-        def hook(layer: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            if name in taps:
-                raise Refused(
-                    f"layer {name!r} runs more than once in a forward pass; its curvature is then not "
-                    "a sum over examples; choose a layer that runs once"
-                )
+        def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             if torch.is_grad_enabled() and not output.requires_grad:
                 output = output.detach().requires_grad_()  # everything up to here is frozen
-            taps[name] = Tap(inputs[0], output, layer.weight, layer.bias)
-            norms_after[name] = []
-            return output
+            count = sum(t.layer == name for t in taps.values())
+            run = f"{name} ({count + 1})" if count else name
+            own: Any = layer
+            taps[run] = Tap(name, layer, inputs[0], output, own.weight, getattr(own, "bias", None))
+            versions[run] = output._version
+            norms_after[run] = []
+            # What follows in place would otherwise change the tapped tensor, and its gradient.
+            passed[run] = output.clone() if copying else output
+            return passed[run]
 
         return hook
 
@@ -128,9 +103,13 @@ def see(
             f"the model returned a {type(outputs).__name__}, not a tensor; pass "
             "forward=lambda model, x: ... that returns the outputs"
         )
-    missing = [name for name in layers if name not in taps]
-    if missing:
-        raise Refused(f"layer {missing[0]!r} did not run in the forward pass")
+    for run, tapped in taps.items():
+        if tapped.output._version != versions[run]:
+            raise Refused(
+                f"the output of layer {tapped.layer!r} is changed in place, so its gradient is lost; write "
+                "x = x + y for x += y, or set inplace=False"
+            )
+    outputs = next((taps[run].output for run, z in passed.items() if z is outputs), outputs)
     return Seen(
         live,
         x,
@@ -143,6 +122,26 @@ def see(
         {k: tuple(v) for k, v in norms_after.items()},
         again,
     )
+
+
+def only(seen: Seen, layers: Iterable[str]) -> Seen:
+    """The pass as a measure sees it that taps these layers."""
+    return seen._replace(taps={run: tap for run, tap in seen.taps.items() if tap.layer in layers})
+
+
+def tapped(seen: Seen, layer: str) -> Tap:
+    """The one run of a named layer; refuse a layer that did not run, ran twice, or shares its weight."""
+    if layer not in seen.taps:
+        raise Refused(f"layer {layer!r} did not run as a module in the forward pass; choose another layer")
+    found = seen.taps[layer]
+    for other in seen.taps.values():
+        if other is not found and other.weight is found.weight:
+            again = "again" if other.layer == layer else f"in {other.layer!r} too"
+            raise Refused(
+                f"the weight of layer {layer!r} is used {again} in a forward pass, so its curvature is not "
+                "that of one layer; choose a layer with a weight of its own"
+            )
+    return found
 
 
 def _functional(module: nn.Module, forward: Forward, params: Params, buffers: Params, x: Any) -> Tensor:

@@ -1,67 +1,79 @@
-"""Kronecker factors of the Fisher (= Gauss–Newton) blocks of linear layers, differentiable.
+"""Kronecker factors of the Fisher (= Gauss–Newton) blocks of layers, differentiable.
 
-For a layer z = Wφ + b the block of the mean loss's Fisher is approximated by A ⊗ B with
+For a layer with per-example gradients Σ_s left_s right_sᵀ (core.layers; for a linear layer g φ'ᵀ, with
+φ' = (φ, 1) when there is a bias) the block of the mean loss's Fisher is approximated by A ⊗ B:
 
-    A = mean_i φ'_i φ'_iᵀ   (φ' = (φ, 1) when there is a bias)
-    B = mean_i Σ_c g_ic g_icᵀ,   g_ic = (∂f_i/∂z_i)ᵀ L_i[:, c],   L_i L_iᵀ = ∇²_f ℓ_i
+    expand   A = mean_i Σ_s φ'_is φ'_isᵀ / S,        B = mean_i Σ_c Σ_s g_ics g_icsᵀ
+    reduce   A = mean_i φ̄'_i φ̄'_iᵀ,  φ̄' = mean_s φ'_s,   B = mean_i Σ_c ḡ_ic ḡ_icᵀ,  ḡ = Σ_s g_s
 
-"exact" back-propagates all K columns of L (type-2 Fisher); "sketch" one vector L_i ε_i per example with
-ε Rademacher, unbiased for B. L stays on the graph (core.losses): labels sampled from the model with the
-labels detached would be unbiased in value and 84 % off in gradient. (Martens & Grosse 2015.)
+(Martens & Grosse 2015; expand and reduce: Eschenhagen et al. 2023; they agree when S = 1). The vectors g
+are the columns of L, S_i = L Lᵀ the output Hessian, pulled back: all K of them ("exact", the type-2 Fisher),
+or one vector L ε per example with ε Rademacher ("sketch"), unbiased for B. L stays on the graph: labels
+sampled from the model with the labels detached would be unbiased in value and 84 % off in gradient.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from typing import Literal
 
 import torch
-from einops import einsum
 from torch import Tensor
 
-from flattrain.core.eager import need_separable
-from flattrain.ranges import Refused
-from flattrain.types import Seen, Tap
+from flattrain.core import ghost
+from flattrain.core.ghost import Uncovered
+from flattrain.core.layers import Direct, Outer
+from flattrain.core.losses import root_vectors
+from flattrain.types import Seen
+
+Sharing = Literal["expand", "reduce"]
 
 
-def vectors(seen: Seen, sketch: Mapping[str, Tensor] | None = None) -> dict[str, tuple[Tensor, Tensor]]:
-    """{layer: (φ' (n, D'), g (C n, K))} for every tapped layer: the rows whose second moments are A and B.
+def rows(
+    seen: Seen,
+    sketch: Tensor | None,
+    sharing: Sharing,
+    uncovered: Uncovered,
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """{layer: (X (G, ·, D), Y (G, ·, K))} with A = XᵀX and B = YᵀY.
 
-    `sketch` holds ε (n, outputs), and then C = 1; without it C is the number of outputs.
+    A parameter of a normalisation, or one taken densely, has no second factor: Y is 1 × 1.
     """
-    need_separable(seen, "soft rank")
-    if seen.criterion.factor is None:
-        raise Refused(
-            f"soft rank needs the output Hessian of the loss, unknown for {seen.criterion.name!r}; "
-            "use cross entropy or squared error (flattrain.core.losses)"
-        )
-    for name, tap in seen.taps.items():
-        if tap.input.ndim != 2:
-            raise Refused(
-                f"layer {name!r} has inputs of shape {tuple(tap.input.shape)}; KFAC covers one row per "
-                "example: choose layers=[...] that see (n, features)"
-            )
-    root = seen.criterion.factor(seen.outputs)  # (n, K, K)
-    columns = root.unbind(-1) if sketch is None else [einsum(root, sketch["sketch"], "n k c, n c -> n k")]
-    outputs = [tap.output for tap in seen.taps.values()]
-    pulled = [
-        torch.autograd.grad(seen.outputs, outputs, column, create_graph=True, materialize_grads=True)
-        for column in columns
-    ]
+    parts = ghost.pieces(seen, root_vectors(seen, sketch, "the soft rank"), "the soft rank", uncovered)
+    n = len(seen.outputs)
+    out: dict[str, tuple[Tensor, Tensor]] = {}
+    for layer, piece, _ in parts:
+        key = layer if layer not in out else f"{layer}.bias"
+        out[key] = _direct(piece, n) if isinstance(piece, Direct) else _outer(piece, n, sharing)
+    return out
+
+
+def factors(
+    seen: Seen, sketch: Tensor | None = None, sharing: Sharing = "expand", uncovered: Uncovered = "refuse"
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """{layer: (A (G, D, D), B (G, K, K))} for every tapped layer, G groups."""
     return {
-        name: (_augmented(tap), torch.cat(gradients))
-        for (name, tap), gradients in zip(seen.taps.items(), zip(*pulled, strict=True), strict=True)
+        name: (gram(x.transpose(-1, -2)), gram(y.transpose(-1, -2)))
+        for name, (x, y) in rows(seen, sketch, sharing, uncovered).items()
     }
 
 
-def factors(seen: Seen, sketch: Mapping[str, Tensor] | None = None) -> dict[str, tuple[Tensor, Tensor]]:
-    """{layer: (A (D', D'), B (K, K))} for every tapped layer."""
-    return {
-        name: (einsum(phi, phi, "n i, n j -> i j") / len(phi), einsum(g, g, "n i, n j -> i j") / len(phi))
-        for name, (phi, g) in vectors(seen, sketch).items()
-    }
+def gram(x: Tensor) -> Tensor:
+    """X Xᵀ over the last two dimensions."""
+    return x @ x.transpose(-1, -2)
 
 
-def _augmented(tap: Tap) -> Tensor:
-    if tap.bias is None:
-        return tap.input
-    return torch.cat([tap.input, torch.ones_like(tap.input[:, :1])], 1)
+def _outer(piece: Outer, n: int, sharing: Sharing) -> tuple[Tensor, Tensor]:
+    left, right = piece
+    positions = left.shape[3]
+    if sharing == "reduce":
+        # The mean over s on one side and the sum on the other: 1/S² of the sums on both.
+        left, right = left.sum(3, keepdim=True), right.sum(3, keepdim=True) / positions
+    else:
+        right = right / positions**0.5
+    flat = [side.movedim(2, 0).flatten(1, 3) / n**0.5 for side in (right, left)]
+    return flat[0], flat[1]
+
+
+def _direct(piece: Direct, n: int) -> tuple[Tensor, Tensor]:
+    flat = piece.vectors.flatten(0, 1)[None] / n**0.5
+    return flat, torch.ones_like(flat[:, :1, :1])

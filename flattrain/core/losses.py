@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flattrain.ranges import Refused
-from flattrain.types import Loss
+from flattrain.types import Loss, Seen
 
 
 def _softmax_factor(outputs: Tensor) -> Tensor:
@@ -76,27 +76,129 @@ mean_squared_error = Loss(
 )
 
 
-def recognise(loss_fn: Callable[[Tensor, Tensor], Tensor] | Loss) -> Loss:
-    """The structure of a loss given by the user; one without known structure is taken as it is.
+def _binary_factor(outputs: Tensor) -> Tensor:
+    p = outputs.sigmoid()
+    return torch.diag_embed((p * (1 - p) / outputs.shape[-1]).sqrt())
 
-    Label smoothing keeps S (it depends on the outputs alone); class weights and ignored labels do not,
-    so those are left without structure and the measures that need it say so.
-    """
+
+def _binary_trace_with(outputs: Tensor, weight: Tensor) -> Tensor:
+    p = outputs.sigmoid()
+    return (p * (1 - p) / outputs.shape[-1]) @ weight.square().sum(-1)
+
+
+binary_cross_entropy = Loss(
+    "binary_cross_entropy",
+    lambda z, y: F.binary_cross_entropy_with_logits(z, y.reshape(z.shape).to(z.dtype)),
+    lambda z, y: ((z > 0) != (y.reshape(z.shape) > 0.5)).to(z.dtype).mean(),
+    _binary_factor,
+    _binary_trace_with,
+)
+
+
+def recognise(loss_fn: Callable[[Tensor, Tensor], Tensor] | Loss) -> Loss:
+    """The structure of a loss given by the user; one without known structure is taken as it is."""
     if isinstance(loss_fn, Loss):
         return loss_fn
-    if loss_fn is F.cross_entropy:
-        return cross_entropy
-    if loss_fn is F.mse_loss:
-        return mean_squared_error
+    known = {
+        F.cross_entropy: cross_entropy,
+        F.mse_loss: mean_squared_error,
+        F.binary_cross_entropy_with_logits: binary_cross_entropy,
+    }
+    if loss_fn in known:
+        return known[loss_fn]
     reduction = getattr(loss_fn, "reduction", None)
-    plain = reduction == "mean" and getattr(loss_fn, "weight", None) is None
-    if isinstance(loss_fn, nn.CrossEntropyLoss) and plain:
-        return Loss("cross_entropy", loss_fn, _argmax_error, _softmax_factor, _softmax_trace_with)
-    if isinstance(loss_fn, nn.MSELoss) and plain:
-        return mean_squared_error
     if reduction not in ("mean", None):
         raise Refused(
             f"loss {type(loss_fn).__name__}: reduction is {reduction!r}, but flattrain works "
             "with means over examples; use reduction='mean'"
         )
+    if type(loss_fn) is nn.CrossEntropyLoss:
+        return _cross_entropy_of(loss_fn)
+    if type(loss_fn) is nn.MSELoss:
+        return mean_squared_error
+    if type(loss_fn) is nn.BCEWithLogitsLoss and loss_fn.weight is None and loss_fn.pos_weight is None:
+        return binary_cross_entropy
     return Loss(getattr(loss_fn, "__name__", type(loss_fn).__name__), loss_fn)
+
+
+def _cross_entropy_of(loss: nn.CrossEntropyLoss) -> Loss:
+    """Label smoothing α and class weights w change the output Hessian of an example by a factor only.
+
+    With labels torch's loss is Σ_i [(1 − α) w_yi ℓ_yi + (α/K) Σ_k w_k ℓ_k] / Σ_i w_yi, ℓ_k = −log p_k, and
+    every ℓ_k has the Hessian diag(p) − p pᵀ. Target distributions t count Σ_k w_k t_k each, divided by n.
+    """
+    alpha, ignored, w = loss.label_smoothing, loss.ignore_index, loss.weight
+    smooth = 1.0 if w is None else w.mean()
+
+    def weights(target: Tensor) -> Tensor:
+        if torch.is_floating_point(target):
+            return torch.ones_like(target[..., 0])
+        kept = target != ignored
+        return kept.to(torch.get_default_dtype()) if w is None else w[target.where(kept, 0)] * kept
+
+    def curvature(target: Tensor) -> Tensor:
+        if torch.is_floating_point(target):
+            spread = target * (1 - alpha) + alpha / target.shape[-1]
+            return spread.sum(-1) if w is None else spread @ w
+        return (1 - alpha) * weights(target) + alpha * smooth * (target != ignored)
+
+    return Loss(
+        "cross_entropy", loss, _argmax_error, _softmax_factor, _softmax_trace_with, weights, curvature
+    )
+
+
+def relative_weights(criterion: Loss, target: Tensor, like: Tensor) -> Tensor | None:
+    """c_i n / Σ w_i: the output Hessian of example i is this times L Lᵀ in a mean over n; None: 1."""
+    if criterion.weights is None:
+        return None
+    curvature = criterion.curvature or criterion.weights
+    return (curvature(target) * len(target) / criterion.weights(target).sum()).to(like.dtype)
+
+
+def mass(criterion: Loss, target: Tensor) -> float:
+    """How much a batch counts in the mean over a data set: its examples, or their weights."""
+    return float(len(target) if criterion.weights is None else criterion.weights(target).sum())
+
+
+def example_slopes(seen: Seen) -> Tensor:
+    """v (n, K) with √w_i ∂ℓ_i/∂f_i, so that mean_i ‖J_iᵀ v_i‖² = Σ w_i ‖∇ℓ_i‖² / Σ w_i."""
+    # The loss is separable in the outputs, so row i is the gradient of example i's own loss.
+    (delta,) = torch.autograd.grad(seen.loss * len(seen.outputs), seen.outputs, create_graph=True)
+    if seen.criterion.weights is None:
+        return delta
+    w = seen.criterion.weights(seen.target)
+    relative = (w * len(w) / w.sum()).to(delta.dtype)
+    return delta * relative.where(relative > 0, 1.0).rsqrt()[:, None]
+
+
+def output_trace(seen: Seen, weight: Tensor) -> Tensor:
+    """Tr(W Wᵀ S_i) of each example (n,), for a loss whose output Hessian is known in closed form."""
+    assert seen.criterion.trace_with is not None
+    trace = seen.criterion.trace_with(seen.outputs, weight)
+    scale = relative_weights(seen.criterion, seen.target, trace)
+    return trace if scale is None else trace * scale
+
+
+def output_root(seen: Seen, what: str) -> Tensor:
+    """L (n, K, K) with S_i = L_i L_iᵀ the Hessian of n · loss in the outputs of example i."""
+    if seen.criterion.factor is None:
+        raise Refused(
+            f"{what} needs the output Hessian of the loss, unknown for {seen.criterion.name!r}; use cross "
+            "entropy, squared error or binary cross entropy (flattrain.core.losses)"
+        )
+    if seen.outputs.ndim != 2:
+        raise Refused(
+            f"{what} needs outputs (n, K), the network gives {tuple(seen.outputs.shape)}; pass "
+            "forward=lambda model, x: ... that returns one row per example"
+        )
+    root = seen.criterion.factor(seen.outputs)
+    scale = relative_weights(seen.criterion, seen.target, root)
+    return root if scale is None else root * scale.sqrt()[:, None, None]
+
+
+def root_vectors(seen: Seen, sketch: Tensor | None, what: str) -> list[Tensor]:
+    """The columns of L as C = K tensors (n, K), or with a sketch ε (n, K) the one tensor L ε."""
+    root = output_root(seen, what)
+    if sketch is None:
+        return list(root.unbind(-1))
+    return [(root @ sketch[..., None])[..., 0]]

@@ -44,6 +44,8 @@ RULES = {
 PENALTIES = {
     "relative_flatness": "measures.relative_flatness:relative_flatness",
     "soft_rank": "measures.soft_rank:soft_rank",
+    "fisher_rank": "measures.fisher_rank:fisher_rank",
+    "gauss_newton_trace": "measures.gauss_newton_trace:gauss_newton_trace",
     "hessian_trace": "measures.hessian_trace:hessian_trace",
 }
 MEASURES = {
@@ -53,7 +55,7 @@ MEASURES = {
     "test_error": "measures.loss:error",
     "two_layer_trace": "measures.two_layer_trace:two_layer_trace",
     "top_eigenvalue": "measures.top_eigenvalue:top_eigenvalue",
-    "gauss_newton_trace": "measures.gauss_newton_trace:gauss_newton_trace",
+    "gradient_covariance_trace": "measures.gradient_covariance:gradient_covariance_trace",
     "gauss_newton_frobenius": "measures.gauss_newton:gauss_newton_frobenius",
     "feature_rank": "measures.feature_rank:feature_rank",
     "weight_norm": "measures.norms:weight_norm",

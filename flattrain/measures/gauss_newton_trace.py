@@ -1,10 +1,10 @@
-"""Tr G of the Gauss–Newton (= Fisher) matrix of the mean loss over linear layers, exactly.
+"""Tr G of the Gauss–Newton (= Fisher) matrix of the mean loss.
 
-    Tr G = mean_i Σ_c ‖∂(L_i[:, c]ᵀ f_i)/∂θ‖² = mean_i Σ_c Σ_l ‖g_l,ic‖² (‖φ_l,i‖² + 1)
+    Tr G = mean_i Σ_c ‖∂(L_i[:, c]ᵀ f_i)/∂θ‖² = mean_i E_ε ‖∂(ε_iᵀ L_iᵀ f_i)/∂θ‖²
 
-with S = L Lᵀ the output Hessian, g_l,ic the pulled-back column at layer l, and the 1 for a bias: the
-gradient of a linear layer has rank one per example, so its norm is a product. Exact with K vector-Jacobian
-products.
+with S = L Lᵀ the output Hessian and ε Rademacher. The norms come from the layers' structure (core.ghost).
+Exact with K vector-Jacobian products; a sketch takes one, unbiased in value and in gradient, since ε does not
+depend on the parameters; its standard error is that between sketches.
 
 Tr H = Tr G for piecewise-linear nets, and for any net at interpolation, where the residuals vanish: it is the
 sharpness of Wen et al. 2023, Lemma 4.1, (2/n) Σ ‖∇f_i‖² for squared error.
@@ -13,39 +13,49 @@ sharpness of Wen et al. 2023, Lemma 4.1, (2/n) Σ ‖∇f_i‖² for squared err
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
-import torch
 from torch import Tensor
 
-from flattrain.core.eager import need_separable
-from flattrain.ranges import Refused
-from flattrain.types import Estimate, Measure, Seen, Statistic
+from flattrain.core import ghost
+from flattrain.core.losses import root_vectors
+from flattrain.core.trace import mean_of_probes
+from flattrain.ranges import Count, checked
+from flattrain.types import Draw, Estimate, Measure, Seen, Statistic
 
 
-def _statistic(seen: Seen, noise: Mapping[str, Tensor]) -> Statistic:
-    if seen.criterion.factor is None:
-        raise Refused(
-            f"gauss_newton_trace needs the output Hessian of the loss, unknown for "
-            f"{seen.criterion.name!r}; use cross entropy or squared error"
-        )
-    need_separable(seen, "gauss_newton_trace")
-    taps = list(seen.taps.values())
-    total = torch.zeros_like(seen.outputs[:, 0])
-    for column in seen.criterion.factor(seen.outputs).unbind(-1):
-        pulled = torch.autograd.grad(seen.outputs, [tap.output for tap in taps], column, create_graph=True)
-        for tap, g in zip(taps, pulled, strict=True):
-            size = tap.input.square().sum(-1) + (0 if tap.bias is None else 1)
-            total = total + g.square().sum(-1) * size
-    return {"trace": total.mean()}
+@checked
+def gauss_newton_trace(
+    *,
+    columns: Literal["exact", "sketch"] = "exact",
+    probes: Count = 1,
+    layers: tuple[str, ...] | None = None,
+    uncovered: Literal["refuse", "ignore", "dense"] = "refuse",
+) -> Measure:
+    """Tr G over the parameters of `layers` (None: all); `probes` is the number of sketches, if any."""
+    policy = uncovered if layers is None else "ignore"
 
+    def statistic(seen: Seen, noise: Mapping[str, Tensor]) -> Statistic:
+        what = "gauss_newton_trace"
+        if columns == "exact":
+            vectors = root_vectors(seen, None, what)
+        else:
+            vectors = [v for eps in noise.values() for v in root_vectors(seen, eps, what)]
+        squares = ghost.squares(part.piece for part in ghost.pieces(seen, vectors, what, policy))
+        return {"trace": squares.sum(1).mean() if columns == "exact" else squares.mean(0)}
 
-def gauss_newton_trace() -> Measure:
-    """Tr G over all parameters of a net whose trainable layers are linear."""
+    def draws(seen: Seen) -> dict[str, Draw]:
+        if columns == "exact":
+            return {}
+        shape = tuple(seen.outputs.shape)
+        return {str(k): Draw("rademacher", shape, per_example=True) for k in range(probes)}
+
     return Measure(
         "gauss_newton_trace",
-        _statistic,
-        lambda s: Estimate(s["trace"]),
-        "trace of the Gauss–Newton matrix of the mean loss, exact",
-        layers=None,
+        statistic,
+        lambda s: Estimate(s["trace"]) if columns == "exact" else mean_of_probes(s["trace"]),
+        f"trace of the Gauss–Newton matrix of the mean loss, {columns}",
+        layers=None if layers is None else tuple(layers),
+        draws=draws,
         order=2,
     )

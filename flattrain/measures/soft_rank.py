@@ -1,4 +1,4 @@
-"""Soft rank of the Fisher in its Kronecker-factored approximation.
+"""Soft rank of the Fisher in its Kronecker-factored approximation, and other concave penalties.
 
     rank_λ(F) = Tr F (F + λI)⁻¹ ≈ Σ_layers Σ_ij a_i b_j / (a_i b_j + λ)
 
@@ -7,8 +7,7 @@ loss: PyTorch's weight_decay. Between λ → 0 (hard rank) and λ → ∞ (λ ·
 
 Not linear in the data: the mean over batches of the soft rank is *below* the soft rank of the whole set
 (Jensen), so evaluation averages the factors, and a penalty on batches is a biased-low one. The sketch is
-biased low for the same reason. Eigenvalues by `eigvalsh` in float64; their gradient needs no eigenvectors
-of separated eigenvalues, so it is finite for repeated ones.
+biased low for the same reason. Taking the layers one by one is biased high (pinching).
 """
 
 from __future__ import annotations
@@ -19,25 +18,20 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from flattrain.core.kfac import factors, vectors
+from flattrain.core.concave import Concave, eigenvalues
+from flattrain.core.kfac import Sharing, factors, gram, rows
 from flattrain.ranges import Positive, checked
 from flattrain.types import Draw, Estimate, Measure, Seen, Statistic
 
 
-def soft_rank_of(a: Tensor, b: Tensor, lam: float) -> Tensor:
-    """Σ_ij a_i b_j / (a_i b_j + λ) for two symmetric positive semi-definite factors."""
-    spectrum = torch.outer(_eigenvalues(a), _eigenvalues(b))
-    return (spectrum / (spectrum + lam)).sum()
+def spectral_sum(phi: Concave, a: Tensor, b: Tensor) -> Tensor:
+    """Σ_g Σ_ij φ(a_gi b_gj) over the eigenvalues of the factors A (G, D, D) and B (G, K, K)."""
+    return phi(eigenvalues(a)[..., :, None] * eigenvalues(b)[..., None, :]).sum()
 
 
-def _smaller_gram(rows: Tensor, n: int) -> Tensor:
-    """XᵀX/n or XXᵀ/n, whichever is smaller: they differ by zero eigenvalues, which a soft rank ignores."""
-    return (rows @ rows.T if len(rows) < rows.shape[1] else rows.T @ rows) / n
-
-
-def _eigenvalues(matrix: Tensor) -> Tensor:
-    # Rounding leaves eigenvalues of −ε‖F‖; they are zeros of a positive semi-definite matrix.
-    return torch.linalg.eigvalsh(matrix.to(torch.float64)).clamp(min=0)
+def _smaller_gram(x: Tensor) -> Tensor:
+    """X Xᵀ or Xᵀ X, whichever is smaller: they differ by zero eigenvalues, and φ(0) = 0."""
+    return gram(x) if x.shape[-2] < x.shape[-1] else gram(x.transpose(-1, -2))
 
 
 @checked
@@ -46,26 +40,39 @@ def soft_rank(
     lam: Positive = 1e-2,
     layers: tuple[str, ...] | None = None,
     columns: Literal["exact", "sketch"] = "exact",
+    sharing: Literal["expand", "reduce"] = "expand",
+    phi: Literal["soft", "logdet", "power", "trace"] = "soft",
+    power: Positive = 0.5,
+    uncovered: Literal["refuse", "ignore", "dense"] = "refuse",
 ) -> Measure:
-    """KFAC soft rank at λ = `lam` over `layers` (None: every linear layer)."""
+    """Σ φ over the KFAC spectrum of `layers` (None: all); φ = x/(x + lam) unless `phi` says otherwise.
+
+    columns   : all K columns of the output factor, or one random combination of them per example.
+    sharing   : how positions that share a weight (convolutions, sequences) enter the factors (core.kfac).
+    uncovered : what to do with parameters whose layer has no known structure, when `layers` is None.
+    """
+    concave = Concave(phi, lam, power)
+    way: Sharing = sharing
+    policy = uncovered if layers is None else "ignore"
+
+    def sketch(noise: Mapping[str, Tensor]) -> Tensor | None:
+        return noise["sketch"] if columns == "sketch" else None
 
     def statistic(seen: Seen, noise: Mapping[str, Tensor]) -> Statistic:
         out = {}
-        for name, (a, b) in factors(seen, noise if columns == "sketch" else None).items():
+        for name, (a, b) in factors(seen, sketch(noise), way, policy).items():
             out[f"{name}.A"], out[f"{name}.B"] = a, b
         return out
 
     def reduce(s: Statistic) -> Estimate:
         names = [key.removesuffix(".A") for key in s if key.endswith(".A")]
-        ranks = [soft_rank_of(s[f"{n}.A"], s[f"{n}.B"], lam) for n in names]
-        return Estimate(torch.stack(ranks).sum())
+        return Estimate(torch.stack([spectral_sum(concave, s[f"{n}.A"], s[f"{n}.B"]) for n in names]).sum())
 
     def on_batch(seen: Seen, noise: Mapping[str, Tensor]) -> Tensor:
-        pairs = vectors(seen, noise if columns == "sketch" else None).values()
-        ranks = [
-            soft_rank_of(_smaller_gram(phi, len(phi)), _smaller_gram(g, len(phi)), lam) for phi, g in pairs
-        ]
-        return torch.stack(ranks).sum()
+        pairs = rows(seen, sketch(noise), way, policy).values()
+        return torch.stack(
+            [spectral_sum(concave, _smaller_gram(x), _smaller_gram(y)) for x, y in pairs]
+        ).sum()
 
     def draws(seen: Seen) -> dict[str, Draw]:
         if columns == "exact":
@@ -76,7 +83,7 @@ def soft_rank(
         "soft_rank",
         statistic,
         reduce,
-        f"soft rank of the Fisher at λ = {lam:g}, KFAC per layer, {columns} output factor",
+        f"{concave.words}, KFAC per layer ({sharing}), {columns} output factor",
         layers=None if layers is None else tuple(layers),
         on_batch=on_batch,
         draws=draws,

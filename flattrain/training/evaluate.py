@@ -1,5 +1,6 @@
 """A measure of a network over a whole data set: reduce(Σ_b (n_b / n) · statistic(batch b)).
 
+Under class weights a batch counts as much as it does in the loss, Σ w_i in place of n_b.
 Where the statistic has a row per example, the rows of all batches are put together instead.
 
 Nothing is trained or changed: the parameters are detached copies, and the module's mode is restored.
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from flattrain.core.functional import see
+from flattrain.core.losses import mass
 from flattrain.core.operators import hessian
 from flattrain.core.probes import draw, stream
 from flattrain.training.objective import layers_of
@@ -38,6 +40,7 @@ def evaluate(measure: Measure | Spectral, network: Network, x: Tensor, y: Tensor
 def _mean(measure: Measure, network: Network, x: Tensor, y: Tensor, key: Key) -> Estimate:
     total: dict[str, Tensor] = {}
     layers = layers_of(network.module, measure)
+    total_mass = mass(network.criterion, y)
     for k, (bx, by) in enumerate(_chunks(x, y)):
         live = {n: p.detach().requires_grad_() for n, p in network.params.items()}
         with torch.enable_grad():
@@ -47,7 +50,7 @@ def _mean(measure: Measure, network: Network, x: Tensor, y: Tensor, key: Key) ->
             if measure.combine == "rows":
                 total[name] = torch.cat([total[name], value.detach()]) if k else value.detach()
             else:
-                part = value.detach() * (len(bx) / len(x))
+                part = value.detach() * (mass(network.criterion, by) / total_mass)
                 total[name] = total[name] + part if k else part
     return measure.reduce(total)
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.func import grad
 
 from flattrain.core.eager import guard
-from flattrain.core.functional import Forward, call, linear_layers, resolve, see
+from flattrain.core.functional import Forward, call, only, see
+from flattrain.core.layers import covered_layers, with_ties
 from flattrain.ranges import Refused, refusal
 from flattrain.types import Batch, Draw, GradFn, Logs, Loss, Measure, Params, Seen
 
@@ -68,7 +69,7 @@ class Objective:
     def _parts(self, seen: Seen) -> Iterator[tuple[int, Penalty, Seen]]:
         """Each penalty with its number and the pass as it sees it: with its own layers tapped."""
         for k, (penalty, layers) in enumerate(zip(self.penalties, self.layers, strict=True)):
-            yield k, penalty, seen._replace(taps={name: seen.taps[name] for name in layers})
+            yield k, penalty, only(seen, layers)
 
     def gradient(self, buffers: Params | None = None) -> GradFn:
         """(params, batch) -> (∇ objective, logs), for rules, vmap and torch.func."""
@@ -108,5 +109,5 @@ def build(
 def layers_of(module: nn.Module, measure: Measure) -> tuple[str, ...]:
     """The layers a measure taps in this module."""
     if measure.layers is None:
-        return linear_layers(module)
-    return tuple(resolve(module, measure.layers))
+        return covered_layers(module)
+    return with_ties(module, measure.layers)

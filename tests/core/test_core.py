@@ -104,4 +104,6 @@ def test_losses_are_recognised():
     smoothed = recognise(torch.nn.CrossEntropyLoss(label_smoothing=0.1))
     assert smoothed.factor is not None
     weighted = recognise(torch.nn.CrossEntropyLoss(weight=torch.ones(3)))
-    assert weighted.factor is None
+    assert weighted.factor is not None
+    with_positive_weights = torch.nn.BCEWithLogitsLoss(pos_weight=torch.ones(3))
+    assert recognise(with_positive_weights).factor is None

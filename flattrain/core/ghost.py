@@ -1,0 +1,195 @@
+"""Per-example gradients of vector-Jacobian products, their norms and inner products, without forming them.
+
+Pull C vectors per example back through the network (`pull`); each parameter then holds the gradients
+v_icᵀ ∂f_i/∂θ in the form that its layer gives them (core.layers), from which come
+
+    squares   Σ_θ ‖·‖²                     (n, C)
+    gram      ⟨·, ·⟩ between all pairs      (n C, n C)
+
+With the columns of a root of the output Hessian, S_i = L_i L_iᵀ, the mean of the squares summed over c is the
+Gauss–Newton trace, and gram / n has the nonzero spectrum of the Fisher (= Gauss–Newton) matrix of the mean
+loss. With v_i the gradient of the loss they are norms and Gram matrix of the loss's per-example gradients.
+
+Everything stays on the autograd graph. Goodfellow 2015 for the norms in linear layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from einops import einsum, rearrange
+from torch import Tensor
+
+from flattrain.core.eager import need_separable
+from flattrain.core.layers import Direct, Outer, affine, is_normalisation, sides
+from flattrain.ranges import Refused
+from flattrain.types import Seen, Tap
+
+Piece = Outer | Direct
+Uncovered = Literal["refuse", "ignore", "dense"]
+
+
+class Part(NamedTuple):
+    """The per-example gradients of one parameter, or of a weight and its bias together."""
+
+    layer: str
+    piece: Piece
+    value: Tensor  # the parameter, laid out as `matrix(piece)` has its last dimension
+
+
+def pull(seen: Seen, vectors: Sequence[Tensor], what: str) -> dict[str, Tensor]:
+    """{tapped run of a layer: g (C, n, *z)}, the C vectors (n, K) pulled back to its output."""
+    need_separable(seen, what)
+    for tap in seen.taps.values():
+        if len(tap.output) != len(seen.outputs):
+            raise Refused(
+                f"{what}: layer {tap.layer!r} gives {tuple(tap.output.shape)} for {len(seen.outputs)} "
+                "examples; examples must be its first dimension"
+            )
+    outputs = [tap.output for tap in seen.taps.values()]
+    pulled = [
+        torch.autograd.grad(seen.outputs, outputs, v, create_graph=True, materialize_grads=True)
+        for v in vectors
+    ]
+    return {run: torch.stack(parts) for run, parts in zip(seen.taps, zip(*pulled, strict=True), strict=True)}
+
+
+def pieces(seen: Seen, vectors: Sequence[Tensor], what: str, uncovered: Uncovered = "refuse") -> list[Part]:
+    """The per-example gradients of every parameter that is differentiated.
+
+    A weight used more than once has the sum over its uses: their positions are put side by side.
+    """
+    left_out = need_covered(seen, what, uncovered)
+    uses: dict[int, list[Part]] = {}
+    live = {id(p) for p in seen.params.values()}
+    pulled = pull(seen, vectors, what)
+    shared = _used_twice(seen)
+    for run, tap in seen.taps.items():
+        for parameter, part in _of_run(tap, pulled[run], live, shared):
+            uses.setdefault(parameter, []).append(part)
+    found = [parts[0]._replace(piece=_joined([p.piece for p in parts])) for parts in uses.values()]
+    return found + [Part(k, _dense(seen, vectors, k), seen.params[k].flatten()) for k in left_out]
+
+
+def squares(pieces: Iterable[Piece]) -> Tensor:
+    """Σ over parameters of the squared norm of each per-example gradient (n, C)."""
+    return torch.stack([_squares(piece) for piece in pieces]).sum(0)
+
+
+def gram(pieces: Iterable[Piece]) -> Tensor:
+    """Inner products between all per-example gradients, summed over parameters (n C, n C)."""
+    return torch.stack([_gram(piece) for piece in pieces]).sum(0)
+
+
+def adaptive(part: Part) -> Direct:
+    """The gradients in the coordinates log|θ|, i.e. times |θ|: invariant to rescaling of nodes. Formed."""
+    return Direct(matrix(part.piece) * part.value.abs())
+
+
+def matrix(piece: Piece) -> Tensor:
+    """The per-example gradients themselves (n, C, P). For small parameters, and for tests."""
+    if isinstance(piece, Direct):
+        return piece.vectors
+    formed = einsum(piece.left, piece.right, "n c g s k, n c g s d -> n c g k d")
+    return formed.flatten(2)
+
+
+def need_covered(seen: Seen, what: str, uncovered: Uncovered) -> tuple[str, ...]:
+    """The parameters that no tapped layer explains; refuse them, or return those to be taken densely."""
+    known = {id(t) for tap in seen.taps.values() for t in (tap.weight, tap.bias)}
+    names = tuple(name for name, p in seen.params.items() if id(p) not in known)
+    if names and uncovered == "refuse":
+        share = sum(seen.params[n].numel() for n in names) / sum(p.numel() for p in seen.params.values())
+        raise Refused(
+            f"{what}: no structure is known for {', '.join(names)} ({share:.0%} of the parameters); give "
+            "uncovered='ignore' to leave them out, uncovered='dense' to take them one example at a time, "
+            "or name layers=[...]"
+        )
+    return names if uncovered == "dense" else ()
+
+
+def _used_twice(seen: Seen) -> set[int]:
+    every = [id(t) for tap in seen.taps.values() for t in (tap.weight, tap.bias)]
+    return {t for t in every if every.count(t) > 1}
+
+
+def _of_run(tap: Tap, g: Tensor, live: set[int], shared: set[int]) -> list[tuple[int, Part]]:
+    weight, bias = id(tap.weight) in live, id(tap.bias) in live
+    if is_normalisation(tap.module):
+        both = zip((tap.weight, tap.bias), affine(tap, g), strict=True)
+        return [
+            (id(p), Part(tap.layer, Direct(v), p.flatten()))
+            for p, v in both
+            if p is not None and id(p) in live
+        ]
+    outer = sides(tap, g)
+    groups, rows = outer.left.shape[2], outer.left.shape[4]
+    laid_out = tap.weight.reshape(groups, rows, -1)
+    found: list[tuple[int, Part]] = []
+    if weight:
+        found = [(id(tap.weight), Part(tap.layer, outer, laid_out.flatten()))]
+    if not bias or tap.bias is None:
+        return found
+    column = tap.bias.reshape(groups, rows, 1)
+    ones = torch.ones_like(outer.right[..., :1])
+    if weight and not shared & {id(tap.weight), id(tap.bias)}:
+        both_sides = Outer(outer.left, torch.cat([outer.right, ones], -1))
+        return [(id(tap.weight), Part(tap.layer, both_sides, torch.cat([laid_out, column], -1).flatten()))]
+    return [*found, (id(tap.bias), Part(tap.layer, Outer(outer.left, ones), column.flatten()))]
+
+
+def _joined(parts: list[Piece]) -> Piece:
+    if len(parts) == 1:
+        return parts[0]
+    if all(isinstance(p, Direct) for p in parts):
+        return Direct(torch.stack([matrix(p) for p in parts]).sum(0))
+    if any(isinstance(p, Direct) or p.left.shape[2] != parts[0].left.shape[2] for p in parts):  # type: ignore[union-attr]
+        return Direct(torch.stack([matrix(p) for p in parts]).sum(0))
+    sides_of = [[getattr(p, side) for p in parts] for side in ("left", "right")]
+    joined = []
+    for side in sides_of:
+        columns = max(t.shape[1] for t in side)
+        joined.append(torch.cat([t.expand(-1, columns, -1, -1, -1) for t in side], 3))
+    return Outer(*joined)
+
+
+def _dense(seen: Seen, vectors: Sequence[Tensor], name: str) -> Direct:
+    # One vector-Jacobian product per example and column: exact for any parameter, at n C backward passes.
+    rows = []
+    for v in vectors:
+        for i in range(len(v)):
+            (g,) = torch.autograd.grad(
+                seen.outputs[i], seen.params[name], v[i], create_graph=True, materialize_grads=True
+            )
+            rows.append(g.flatten())
+    return Direct(rearrange(torch.stack(rows), "(c n) p -> n c p", c=len(vectors)))
+
+
+def _squares(piece: Piece) -> Tensor:
+    if isinstance(piece, Direct):
+        return piece.vectors.square().sum(-1)
+    left, right = piece
+    positions, k, d = left.shape[3], left.shape[4], right.shape[4]
+    if positions == 1:
+        return (left.square().sum(-1) * right.square().sum(-1)).sum((2, 3))
+    if positions * (k + d) < k * d:  # S² (K + D) products against S K D
+        return (_inner(left) * _inner(right)).sum((2, 3, 4))
+    return matrix(piece).square().sum(-1)
+
+
+def _inner(side: Tensor) -> Tensor:
+    return einsum(side, side, "n c g s k, n c g t k -> n c g s t")
+
+
+def _gram(piece: Piece) -> Tensor:
+    if isinstance(piece, Outer) and piece.left.shape[2:4] == (1, 1):
+        n, c = piece.left.shape[0], max(t.shape[1] for t in piece)
+        blocks = [
+            (flat @ flat.T).reshape(n, t.shape[1], n, t.shape[1])
+            for t, flat in ((t, t.flatten(0, 3)) for t in piece)
+        ]
+        return (blocks[0] * blocks[1]).reshape(n * c, n * c)
+    rows = matrix(piece).flatten(0, 1)
+    return rows @ rows.T

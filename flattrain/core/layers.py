@@ -1,0 +1,167 @@
+"""The layers whose per-example gradients have a structure to exploit, and what that structure is.
+
+For one example and a vector g pulled back to a layer's output, the gradient of the layer's weight is a sum
+over S positions of outer products,
+
+    ∂/∂W = Σ_s left_s right_sᵀ
+
+    linear      left = g (K),            right = φ (D)           S = 1, or the tokens of a sequence
+    convolution left = g (K/G),          right = a patch (D/G)   S = output positions, for each of G groups
+    embedding   left = one-hot (V),      right = g (D)           S = tokens
+
+and of an affine normalisation z = γ ⊙ x̂ + β it is the vector Σ_s g ⊙ x̂, Σ_s g. Shapes: n examples, C pulled
+back vectors for each (1 in what does not depend on them): left (n, C, G, S, K), right (n, C, G, S, D).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import product
+from typing import Any, NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from flattrain.core.eager import BatchNorm1d, LayerNorm
+from flattrain.ranges import Refused, suggest
+from flattrain.types import Tap
+
+_CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_NORM = (nn.LayerNorm, LayerNorm, nn.GroupNorm, *_BATCH_NORM, BatchNorm1d)
+# By the forward that runs, so that a subclass with one of its own is not mistaken for its parent.
+_FORWARDS = {kind.forward for kind in (nn.Linear, nn.Embedding, *_CONV, *_NORM)}
+
+
+class Outer(NamedTuple):
+    """Per-example gradients Σ_s left_s right_sᵀ of a weight."""
+
+    left: Tensor  # (n, C or 1, G, S, K)
+    right: Tensor  # (n, C or 1, G, S, D)
+
+
+class Direct(NamedTuple):
+    """Per-example gradients as they are, of a parameter with few entries."""
+
+    vectors: Tensor  # (n, C, P)
+
+
+def covered(part: nn.Module) -> bool:
+    """Whether the layer has parameters and a structure that is known."""
+    if type(part).forward not in _FORWARDS or not list(part.parameters(recurse=False)):
+        return False
+    return not (isinstance(part, nn.Embedding) and (part.max_norm is not None or part.scale_grad_by_freq))
+
+
+def covered_layers(module: nn.Module) -> tuple[str, ...]:
+    """Names of the covered layers; those inside fused attention do not run as modules and are left out."""
+    fused = [n for n, m in module.named_modules() if isinstance(m, nn.MultiheadAttention)]
+    return tuple(
+        name
+        for name, part in module.named_modules()
+        if covered(part) and not any(name.startswith(f"{outer}.") for outer in fused)
+    )
+
+
+def resolve(module: nn.Module, layers: Iterable[str]) -> dict[str, nn.Module]:
+    """The modules behind layer names, with a clear refusal for a wrong name."""
+    every = dict(module.named_modules())
+    known = covered_layers(module)
+    for name in layers:
+        if name in known:
+            continue
+        if name in every:
+            raise Refused(
+                f"layer {name!r} is a {type(every[name]).__name__}; a linear, convolutional, embedding or "
+                f"normalisation layer with parameters is needed{suggest(name, known)}"
+            )
+        raise Refused(f"the model has no layer {name!r}{suggest(name, known)}")
+    return {name: every[name] for name in layers}
+
+
+def with_ties(module: nn.Module, layers: Iterable[str]) -> tuple[str, ...]:
+    """The layers and those that share a parameter with one of them."""
+    chosen = resolve(module, layers)
+    held = {id(p) for part in chosen.values() for p in part.parameters(recurse=False)}
+    tied = [
+        name
+        for name, part in module.named_modules()
+        if name not in chosen and any(id(p) in held for p in part.parameters(recurse=False))
+    ]
+    return tuple(resolve(module, [*chosen, *tied]))
+
+
+def patches(layer: Any, x: Tensor) -> Tensor:
+    """The patches of a convolution's input (n, C, *space) as rows (n, G, S, D), D = C/G · kernel."""
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    padded = F.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
+    sizes = [
+        (length - dilation * (kernel - 1) - 1) // stride + 1
+        for length, kernel, stride, dilation in zip(
+            padded.shape[2:], layer.kernel_size, layer.stride, layer.dilation, strict=True
+        )
+    ]
+    shifted = []
+    for offsets in product(*map(range, layer.kernel_size)):
+        where: list[Any] = [
+            slice(o * d, o * d + s * (size - 1) + 1, s)
+            for o, d, s, size in zip(offsets, layer.dilation, layer.stride, sizes, strict=True)
+        ]
+        shifted.append(padded[(slice(None), slice(None), *where)].flatten(2))
+    return rearrange(torch.stack(shifted, 2), "n (g c) k s -> n g s (c k)", g=layer.groups)
+
+
+def normalised(layer: Any, x: Tensor) -> Tensor:
+    """x̂ of an affine normalisation z = γ ⊙ x̂ + β, with the channel (or the normalised shape) last."""
+    if isinstance(layer, nn.GroupNorm):
+        groups = x.unflatten(1, (layer.num_groups, -1)).flatten(2)
+        return _standardised(groups, (-1,), layer.eps).reshape(x.shape).movedim(1, -1)
+    if isinstance(layer, nn.LayerNorm):
+        return _standardised(x, tuple(range(-len(layer.normalized_shape), 0)), layer.eps)
+    if layer.training or layer.running_mean is None:
+        raise Refused("a BatchNorm in training mode has no per-example gradient; put it in eval mode")
+    return (x.movedim(1, -1) - layer.running_mean) * torch.rsqrt(layer.running_var + layer.eps)
+
+
+def _standardised(x: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
+    # From primitives: the fused kernels are wrong in the third derivative.
+    centred = x - x.mean(dims, keepdim=True)
+    return centred * torch.rsqrt(centred.square().mean(dims, keepdim=True) + eps)
+
+
+def is_normalisation(layer: nn.Module) -> bool:
+    """Whether the layer is z = γ ⊙ x̂ + β."""
+    return isinstance(layer, _NORM)
+
+
+def sides(tap: Tap, g: Tensor) -> Outer:
+    """The weight's gradients for pulled back vectors g (C, n, *z); of a layer that is not a normalisation."""
+    layer: Any = tap.module
+    if isinstance(layer, nn.Embedding):
+        hot = F.one_hot(tap.input, layer.num_embeddings).to(g.dtype)
+        if layer.padding_idx is not None:
+            hot = hot * (tap.input != layer.padding_idx).unsqueeze(-1)
+        return Outer(_positions(hot)[:, None, None], _positions(g.transpose(0, 1), 2)[:, :, None])
+    if isinstance(layer, _CONV):
+        left = rearrange(g.flatten(3), "c n (g k) s -> n c g s k", g=layer.groups)
+        return Outer(left, patches(layer, tap.input)[:, None])
+    return Outer(_positions(g.transpose(0, 1), 2)[:, :, None], _positions(tap.input)[:, None, None])
+
+
+def affine(tap: Tap, g: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of γ and β (n, C, P) of a normalisation."""
+    layer: Any = tap.module
+    shift = g.transpose(0, 1)
+    if not isinstance(layer, nn.LayerNorm):
+        shift = shift.movedim(2, -1)
+    scale = shift * normalised(layer, tap.input)[:, None]
+    keep = len(layer.normalized_shape) if isinstance(layer, nn.LayerNorm) else 1
+    summed = [t.flatten(2, -keep - 1).sum(2) if t.ndim > 2 + keep else t for t in (scale, shift)]
+    return summed[0].flatten(2), summed[1].flatten(2)
+
+
+def _positions(t: Tensor, lead: int = 1) -> Tensor:
+    """(*lead, *positions, D) -> (*lead, S, D)."""
+    return t.unsqueeze(lead) if t.ndim == lead + 1 else t.flatten(lead, -2)

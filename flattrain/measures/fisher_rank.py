@@ -1,0 +1,95 @@
+"""Soft rank of the whole network's Fisher, and other concave penalties, from the Gram matrix of gradients.
+
+With J̃ the rows L_i[:, c]ᵀ ∂f_i/∂θ, the Fisher (= Gauss–Newton) matrix of the mean loss is F = J̃ᵀJ̃/n, and it
+shares its nonzero spectrum with K/n, K = J̃J̃ᵀ (n C × n C), which never needs J̃ (core.ghost):
+
+    rank_λ(F) = Tr K/n (K/n + λ)⁻¹ = n C − λ Tr (K/n + λ)⁻¹                at most min(P, n (C − 1))
+
+One matrix over all layers, so nothing is lost between them; a sketch (one random combination L ε of the
+columns per example) makes K n × n and is biased low (Jensen), as every batch is against the whole set.
+
+The adaptive metric takes Λ = λ diag(θ²)⁻¹, i.e. rank_λ(D F D) with D = diag|θ|. It does not change when
+nodes of a ReLU net are rescaled, while rank_λ does; its gradients are formed, n C × P numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from flattrain.core import ghost
+from flattrain.core.concave import Concave, of_gram
+from flattrain.core.layers import Direct, Outer
+from flattrain.core.losses import mass, root_vectors
+from flattrain.ranges import Positive, Refused, checked
+from flattrain.types import Draw, Estimate, Measure, Seen, Statistic
+
+MOST_ROWS = 20_000  # of the Gram matrix: 3.2 GB in float64
+
+
+@checked
+def fisher_rank(
+    *,
+    lam: Positive = 1e-2,
+    columns: Literal["exact", "sketch"] = "exact",
+    metric: Literal["euclidean", "adaptive"] = "euclidean",
+    phi: Literal["soft", "logdet", "power", "trace"] = "soft",
+    power: Positive = 0.5,
+    layers: tuple[str, ...] | None = None,
+    uncovered: Literal["refuse", "ignore", "dense"] = "refuse",
+) -> Measure:
+    """Tr φ(F) over the parameters of `layers` (None: all) as one matrix."""
+    concave = Concave(phi, lam, power)
+    policy = uncovered if layers is None else "ignore"
+
+    def parts(seen: Seen, noise: Mapping[str, Tensor]) -> list[ghost.Part]:
+        sketch = noise["sketch"] if columns == "sketch" else None
+        return ghost.pieces(seen, root_vectors(seen, sketch, "fisher_rank"), "fisher_rank", policy)
+
+    def pieces(seen: Seen, noise: Mapping[str, Tensor]) -> list[ghost.Piece]:
+        chosen = ghost.adaptive if metric == "adaptive" else lambda part: part.piece
+        return [chosen(part) for part in parts(seen, noise)]
+
+    def statistic(seen: Seen, noise: Mapping[str, Tensor]) -> Statistic:
+        # Each batch scales its rows by its own mass per example; `reduce` undoes it for the whole set's.
+        own = mass(seen.criterion, seen.target) / len(seen.outputs)
+        out = {"mass": torch.full_like(seen.outputs[:, :1], own)}
+        for k, piece in enumerate(pieces(seen, noise)):
+            for side, rows in zip(piece._fields, piece, strict=True):
+                out[f"{k}.{side}"] = rows
+        return out
+
+    def reduce(s: Statistic) -> Estimate:
+        count = 1 + max(int(key.split(".")[0]) for key in s if key != "mass")
+        found = [
+            Direct(s[f"{k}.vectors"]) if f"{k}.vectors" in s else Outer(s[f"{k}.left"], s[f"{k}.right"])
+            for k in range(count)
+        ]
+        n, c = len(s["mass"]), max(t.shape[1] for t in s.values())
+        if n * c > MOST_ROWS:
+            raise Refused(
+                f"fisher_rank: {n} examples with {c} columns make a Gram matrix of {n * c} rows, more than "
+                f"{MOST_ROWS}; use columns='sketch', fewer examples, or soft_rank"
+            )
+        share = (s["mass"] / s["mass"].mean()).sqrt().expand(n, c).flatten()
+        return Estimate(of_gram(concave, ghost.gram(found) * share * share[:, None] / n))
+
+    def draws(seen: Seen) -> dict[str, Draw]:
+        if columns == "exact":
+            return {}
+        return {"sketch": Draw("rademacher", tuple(seen.outputs.shape), per_example=True)}
+
+    return Measure(
+        "fisher_rank",
+        statistic,
+        reduce,
+        f"{concave.words}, all layers as one matrix, {columns} columns, {metric} metric",
+        combine="rows",
+        layers=None if layers is None else tuple(layers),
+        on_batch=lambda seen, noise: of_gram(concave, ghost.gram(pieces(seen, noise)) / len(seen.outputs)),
+        draws=draws,
+        order=2,
+    )

@@ -137,7 +137,9 @@ class Regularized:
         seen = self.objective.see(x, y)
         number = self.calls if step is None else step
         self.calls += step is None
-        noise = draw(self.objective.draws(seen), stream(self.seed, "penalty", number), seen.loss.dtype)
-        noise = {name: t.to(seen.loss.device) for name, t in noise.items()}
+        noise, wanted = {}, self.objective.draws(seen)
+        if wanted:  # seeding a generator costs as much as a small layer
+            drawn = draw(wanted, stream(self.seed, "penalty", number), seen.loss.dtype)
+            noise = {name: t.to(seen.loss.device) for name, t in drawn.items()}
         total, self.logs = self.objective.total(seen, noise)
         return total

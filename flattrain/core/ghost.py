@@ -23,6 +23,7 @@ from einops import einsum, rearrange
 from torch import Tensor
 
 from flattrain.core.eager import need_separable
+from flattrain.core.gram import gram_matrix
 from flattrain.core.layers import Direct, Outer, affine, is_normalisation, sides
 from flattrain.ranges import Refused
 from flattrain.types import Seen, Tap
@@ -53,7 +54,10 @@ def pull(seen: Seen, vectors: Sequence[Tensor], what: str) -> dict[str, Tensor]:
         torch.autograd.grad(seen.outputs, outputs, v, create_graph=True, materialize_grads=True)
         for v in vectors
     ]
-    return {run: torch.stack(parts) for run, parts in zip(seen.taps, zip(*pulled, strict=True), strict=True)}
+    return {
+        run: parts[0][None] if len(parts) == 1 else torch.stack(parts)
+        for run, parts in zip(seen.taps, zip(*pulled, strict=True), strict=True)
+    }
 
 
 def pieces(seen: Seen, vectors: Sequence[Tensor], what: str, uncovered: Uncovered = "refuse") -> list[Part]:
@@ -65,9 +69,8 @@ def pieces(seen: Seen, vectors: Sequence[Tensor], what: str, uncovered: Uncovere
     uses: dict[int, list[Part]] = {}
     live = {id(p) for p in seen.params.values()}
     pulled = pull(seen, vectors, what)
-    shared = _used_twice(seen)
     for run, tap in seen.taps.items():
-        for parameter, part in _of_run(tap, pulled[run], live, shared):
+        for parameter, part in _of_run(tap, pulled[run], live, _together(seen, tap)):
             uses.setdefault(parameter, []).append(part)
     found = [parts[0]._replace(piece=_joined([p.piece for p in parts])) for parts in uses.values()]
     return found + [Part(k, _dense(seen, vectors, k), seen.params[k].flatten()) for k in left_out]
@@ -92,7 +95,7 @@ def matrix(piece: Piece) -> Tensor:
     """The per-example gradients themselves (n, C, P). For small parameters, and for tests."""
     if isinstance(piece, Direct):
         return piece.vectors
-    formed = einsum(piece.left, piece.right, "n c g s k, n c g s d -> n c g k d")
+    formed = einsum(piece.left, piece.whole(), "n c g s k, n c g s d -> n c g k d")
     return formed.flatten(2)
 
 
@@ -110,18 +113,22 @@ def need_covered(seen: Seen, what: str, uncovered: Uncovered) -> tuple[str, ...]
     return names if uncovered == "dense" else ()
 
 
-def _used_twice(seen: Seen) -> set[int]:
-    every = [id(t) for tap in seen.taps.values() for t in (tap.weight, tap.bias)]
-    return {t for t in every if every.count(t) > 1}
+def _together(seen: Seen, tap: Tap) -> bool:
+    """Whether the weight and the bias of a layer are always used with one another."""
+    return all((t.weight is tap.weight) == (t.bias is tap.bias) for t in seen.taps.values())
 
 
-def _of_run(tap: Tap, g: Tensor, live: set[int], shared: set[int]) -> list[tuple[int, Part]]:
-    weight, bias = id(tap.weight) in live, id(tap.bias) in live
+def _of_run(tap: Tap, g: Tensor, live: set[int], together: bool) -> list[tuple[int, Part]]:
+    weight, bias = id(tap.weight) in live, tap.bias is not None and id(tap.bias) in live
+    together = together and weight and bias
     if is_normalisation(tap.module):
-        both = zip((tap.weight, tap.bias), affine(tap, g), strict=True)
+        scale, shift = affine(tap, g)
+        if together and tap.bias is not None:
+            value = torch.cat([tap.weight.flatten(), tap.bias.flatten()])
+            return [(id(tap.weight), Part(tap.layer, Direct(torch.cat([scale, shift], -1)), value))]
         return [
             (id(p), Part(tap.layer, Direct(v), p.flatten()))
-            for p, v in both
+            for p, v in ((tap.weight, scale), (tap.bias, shift))
             if p is not None and id(p) in live
         ]
     outer = sides(tap, g)
@@ -133,26 +140,24 @@ def _of_run(tap: Tap, g: Tensor, live: set[int], shared: set[int]) -> list[tuple
     if not bias or tap.bias is None:
         return found
     column = tap.bias.reshape(groups, rows, 1)
+    if together:
+        both = torch.cat([laid_out, column], -1).flatten()
+        return [(id(tap.weight), Part(tap.layer, outer._replace(ones=1), both))]
     ones = torch.ones_like(outer.right[..., :1])
-    if weight and not shared & {id(tap.weight), id(tap.bias)}:
-        both_sides = Outer(outer.left, torch.cat([outer.right, ones], -1))
-        return [(id(tap.weight), Part(tap.layer, both_sides, torch.cat([laid_out, column], -1).flatten()))]
     return [*found, (id(tap.bias), Part(tap.layer, Outer(outer.left, ones), column.flatten()))]
 
 
 def _joined(parts: list[Piece]) -> Piece:
     if len(parts) == 1:
         return parts[0]
-    if all(isinstance(p, Direct) for p in parts):
+    outers = [p for p in parts if isinstance(p, Outer)]
+    if len(outers) < len(parts) or len({p.left.shape[2] for p in outers}) > 1:
         return Direct(torch.stack([matrix(p) for p in parts]).sum(0))
-    if any(isinstance(p, Direct) or p.left.shape[2] != parts[0].left.shape[2] for p in parts):  # type: ignore[union-attr]
-        return Direct(torch.stack([matrix(p) for p in parts]).sum(0))
-    sides_of = [[getattr(p, side) for p in parts] for side in ("left", "right")]
     joined = []
-    for side in sides_of:
+    for side in ([p.left for p in outers], [p.right for p in outers]):
         columns = max(t.shape[1] for t in side)
         joined.append(torch.cat([t.expand(-1, columns, -1, -1, -1) for t in side], 3))
-    return Outer(*joined)
+    return Outer(joined[0], joined[1], outers[0].ones)
 
 
 def _dense(seen: Seen, vectors: Sequence[Tensor], name: str) -> Direct:
@@ -170,12 +175,12 @@ def _dense(seen: Seen, vectors: Sequence[Tensor], name: str) -> Direct:
 def _squares(piece: Piece) -> Tensor:
     if isinstance(piece, Direct):
         return piece.vectors.square().sum(-1)
-    left, right = piece
+    left, right, ones = piece
     positions, k, d = left.shape[3], left.shape[4], right.shape[4]
     if positions == 1:
-        return (left.square().sum(-1) * right.square().sum(-1)).sum((2, 3))
+        return (left.square().sum(-1) * (right.square().sum(-1) + ones)).sum((2, 3))
     if positions * (k + d) < k * d:  # S² (K + D) products against S K D
-        return (_inner(left) * _inner(right)).sum((2, 3, 4))
+        return (_inner(left) * (_inner(right) + ones)).sum((2, 3, 4))
     return matrix(piece).square().sum(-1)
 
 
@@ -185,11 +190,7 @@ def _inner(side: Tensor) -> Tensor:
 
 def _gram(piece: Piece) -> Tensor:
     if isinstance(piece, Outer) and piece.left.shape[2:4] == (1, 1):
-        n, c = piece.left.shape[0], max(t.shape[1] for t in piece)
-        blocks = [
-            (flat @ flat.T).reshape(n, t.shape[1], n, t.shape[1])
-            for t, flat in ((t, t.flatten(0, 3)) for t in piece)
-        ]
-        return (blocks[0] * blocks[1]).reshape(n * c, n * c)
-    rows = matrix(piece).flatten(0, 1)
-    return rows @ rows.T
+        n, c = piece.left.shape[0], max(piece.left.shape[1], piece.right.shape[1])
+        left, right = (gram_matrix(t.flatten(0, 3)).reshape(n, t.shape[1], n, t.shape[1]) for t in piece[:2])
+        return (left * (right + piece.ones)).reshape(n * c, n * c)
+    return gram_matrix(matrix(piece).flatten(0, 1))

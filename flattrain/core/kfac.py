@@ -21,6 +21,7 @@ from torch import Tensor
 
 from flattrain.core import ghost
 from flattrain.core.ghost import Uncovered
+from flattrain.core.gram import gram_matrix
 from flattrain.core.layers import Direct, Outer
 from flattrain.core.losses import root_vectors
 from flattrain.types import Seen
@@ -52,18 +53,13 @@ def factors(
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """{layer: (A (G, D, D), B (G, K, K))} for every tapped layer, G groups."""
     return {
-        name: (gram(x.transpose(-1, -2)), gram(y.transpose(-1, -2)))
+        name: (gram_matrix(x.transpose(-1, -2)), gram_matrix(y.transpose(-1, -2)))
         for name, (x, y) in rows(seen, sketch, sharing, uncovered).items()
     }
 
 
-def gram(x: Tensor) -> Tensor:
-    """X Xᵀ over the last two dimensions."""
-    return x @ x.transpose(-1, -2)
-
-
 def _outer(piece: Outer, n: int, sharing: Sharing) -> tuple[Tensor, Tensor]:
-    left, right = piece
+    left, right = piece.left, piece.whole()
     positions = left.shape[3]
     if sharing == "reduce":
         # The mean over s on one side and the sum on the other: 1/S² of the sums on both.

@@ -36,10 +36,20 @@ _FORWARDS = {kind.forward for kind in (nn.Linear, nn.Embedding, *_CONV, *_NORM)}
 
 
 class Outer(NamedTuple):
-    """Per-example gradients Σ_s left_s right_sᵀ of a weight."""
+    """Per-example gradients Σ_s left_s right_sᵀ of a weight.
+
+    With a bias, right has a last column of ones that is not stored: `ones` is 1, and inner products add it.
+    """
 
     left: Tensor  # (n, C or 1, G, S, K)
     right: Tensor  # (n, C or 1, G, S, D)
+    ones: int = 0
+
+    def whole(self) -> Tensor:
+        """right with its column of ones."""
+        if not self.ones:
+            return self.right
+        return torch.cat([self.right, torch.ones_like(self.right[..., :1])], -1)
 
 
 class Direct(NamedTuple):

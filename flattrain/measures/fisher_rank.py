@@ -17,13 +17,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from flattrain.core import ghost
 from flattrain.core.concave import Concave, of_gram
-from flattrain.core.layers import Direct, Outer
-from flattrain.core.losses import mass, root_vectors
+from flattrain.core.losses import root_vectors
+from flattrain.core.rows import columns as columns_of
+from flattrain.core.rows import pack, unpack
 from flattrain.ranges import Positive, Refused, checked
 from flattrain.types import Draw, Estimate, Measure, Seen, Statistic
 
@@ -53,29 +53,14 @@ def fisher_rank(
         chosen = ghost.adaptive if metric == "adaptive" else lambda part: part.piece
         return [chosen(part) for part in parts(seen, noise)]
 
-    def statistic(seen: Seen, noise: Mapping[str, Tensor]) -> Statistic:
-        # Each batch scales its rows by its own mass per example; `reduce` undoes it for the whole set's.
-        own = mass(seen.criterion, seen.target) / len(seen.outputs)
-        out = {"mass": torch.full_like(seen.outputs[:, :1], own)}
-        for k, piece in enumerate(pieces(seen, noise)):
-            for side, rows in zip(piece._fields, piece, strict=True):
-                out[f"{k}.{side}"] = rows
-        return out
-
     def reduce(s: Statistic) -> Estimate:
-        count = 1 + max(int(key.split(".")[0]) for key in s if key != "mass")
-        found = [
-            Direct(s[f"{k}.vectors"]) if f"{k}.vectors" in s else Outer(s[f"{k}.left"], s[f"{k}.right"])
-            for k in range(count)
-        ]
-        n, c = len(s["mass"]), max(t.shape[1] for t in s.values())
-        if n * c > MOST_ROWS:
+        n, found = unpack(s)
+        if n * columns_of(found) > MOST_ROWS:
             raise Refused(
-                f"fisher_rank: {n} examples with {c} columns make a Gram matrix of {n * c} rows, more than "
-                f"{MOST_ROWS}; use columns='sketch', fewer examples, or soft_rank"
+                f"fisher_rank: {n} examples with {columns_of(found)} columns make a Gram matrix of more than "
+                f"{MOST_ROWS} rows; use columns='sketch', fewer examples, or soft_rank"
             )
-        share = (s["mass"] / s["mass"].mean()).sqrt().expand(n, c).flatten()
-        return Estimate(of_gram(concave, ghost.gram(found) * share * share[:, None] / n))
+        return Estimate(of_gram(concave, ghost.gram(found) / n))
 
     def draws(seen: Seen) -> dict[str, Draw]:
         if columns == "exact":
@@ -84,7 +69,7 @@ def fisher_rank(
 
     return Measure(
         "fisher_rank",
-        statistic,
+        lambda seen, noise: pack(seen, pieces(seen, noise)),
         reduce,
         f"{concave.words}, all layers as one matrix, {columns} columns, {metric} metric",
         combine="rows",

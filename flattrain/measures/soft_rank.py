@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from flattrain.core.concave import Concave, eigenvalues
-from flattrain.core.kfac import Sharing, factors, gram, rows
+from flattrain.core.gram import gram_matrix
+from flattrain.core.kfac import Sharing, factors, rows
 from flattrain.ranges import Positive, checked
 from flattrain.types import Draw, Estimate, Measure, Seen, Statistic
 
@@ -31,7 +32,7 @@ def spectral_sum(phi: Concave, a: Tensor, b: Tensor) -> Tensor:
 
 def _smaller_gram(x: Tensor) -> Tensor:
     """X Xᵀ or Xᵀ X, whichever is smaller: they differ by zero eigenvalues, and φ(0) = 0."""
-    return gram(x) if x.shape[-2] < x.shape[-1] else gram(x.transpose(-1, -2))
+    return gram_matrix(x if x.shape[-2] < x.shape[-1] else x.transpose(-1, -2))
 
 
 @checked

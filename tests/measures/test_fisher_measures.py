@@ -12,6 +12,7 @@ from torch.func import grad
 
 from flattrain.core.losses import recognise
 from flattrain.core.probes import draw, stream
+from flattrain.measures.block_rank import block_rank
 from flattrain.measures.fisher_rank import fisher_rank
 from flattrain.measures.gauss_newton import gauss_newton_frobenius
 from flattrain.measures.gauss_newton_trace import gauss_newton_trace
@@ -32,6 +33,19 @@ def adaptive(f, params):
     return soft(d[:, None] * f * d)
 
 
+def by_layer(f, p):
+    """The sum of the soft ranks of the blocks of each module."""
+    owner = {}
+    for name in p:
+        owner.setdefault(name.rsplit(".", 1)[0], []).append(name)
+    ends = dict(zip(p, torch.tensor([v.numel() for v in p.values()]).cumsum(0).tolist(), strict=True))
+    ranks = []
+    for names in owner.values():
+        at = torch.cat([torch.arange(ends[n] - p[n].numel(), ends[n]) for n in names])
+        ranks.append(soft(f[at][:, at]))
+    return torch.stack(ranks).sum()
+
+
 CASES = {
     "soft": (lambda: fisher_rank(lam=LAM), lambda f, p: soft(f)),
     "logdet": (
@@ -41,6 +55,11 @@ CASES = {
     "trace": (lambda: fisher_rank(phi="trace"), lambda f, p: torch.trace(f)),
     "adaptive": (lambda: fisher_rank(lam=LAM, metric="adaptive"), adaptive),
     "gauss_newton_trace": (gauss_newton_trace, lambda f, p: torch.trace(f)),
+    "block": (lambda: block_rank(lam=LAM), by_layer),
+    "diagonal": (
+        lambda: block_rank(lam=LAM, approximation="diagonal"),
+        lambda f, p: (f.diagonal() / (f.diagonal() + LAM)).sum(),
+    ),
     "frobenius": (gauss_newton_frobenius, lambda f, p: f.square().sum().sqrt()),
 }
 
@@ -202,3 +221,41 @@ def test_evaluation_in_ragged_batches_is_that_of_the_whole_set(weighted, monkeyp
     monkeypatch.setattr(module, "CHUNK", 3)
     parts = [evaluate(m, network, x, y, (0,)).value for m in measures]
     torch.testing.assert_close(parts, whole, rtol=1e-11, atol=0)
+
+
+def ranks_of(net, x, y):
+    loss = recognise(nn.CrossEntropyLoss())
+    found = {"full": value_of(fisher_rank(lam=LAM), net, loss, x, y)}
+    for way in ("block", "ekfac", "diagonal"):
+        found[way] = value_of(block_rank(lam=LAM, approximation=way), net, loss, x, y)
+    return {k: float(v) for k, v in found.items()}
+
+
+@pytest.mark.parametrize("name", ["mlp", "convolution", "residual", "groups", "tied"])
+def test_the_order_of_approximations(name):
+    net, x = zoo.build(name)
+    found = ranks_of(net, x, zoo.targets(net, x, nn.CrossEntropyLoss()))
+    slack = 1 + 1e-12
+    assert found["full"] <= found["block"] * slack <= found["ekfac"] * slack**2
+    assert found["block"] <= found["diagonal"] * slack
+    assert found["full"] < 0.99 * found["diagonal"]
+
+
+def test_ekfac_keeps_the_trace_and_is_exact_for_one_example():
+    net, x = zoo.build("convolution")
+    y = zoo.targets(net, x, nn.CrossEntropyLoss())
+    loss = recognise(nn.CrossEntropyLoss())
+    trace = value_of(block_rank(approximation="ekfac", phi="trace"), net, loss, x, y)
+    torch.testing.assert_close(trace, value_of(gauss_newton_trace(), net, loss, x, y), rtol=1e-10, atol=0)
+    net, x = zoo.build("mlp")
+    found = ranks_of(net, x[:1], y[:1])
+    assert found["ekfac"] == pytest.approx(found["block"], rel=1e-9)
+
+
+def test_batches_are_below_the_whole_set():
+    net, x = zoo.build("mlp")
+    y = zoo.targets(net, x, nn.CrossEntropyLoss())
+    loss = recognise(nn.CrossEntropyLoss())
+    whole = value_of(fisher_rank(lam=LAM), net, loss, x[:6], y[:6])
+    parts = [value_of(fisher_rank(lam=LAM), net, loss, x[k : k + 2], y[k : k + 2]) for k in (0, 2, 4)]
+    assert sum(parts) / 3 < 0.95 * whole

@@ -43,7 +43,12 @@ RULES = {
 }
 PENALTIES = {
     "relative_flatness": "measures.relative_flatness:relative_flatness",
+    "normalised_relative_flatness": "measures.relative_flatness_variants:normalised_relative_flatness",
+    "relative_flatness_max": "measures.relative_flatness_variants:relative_flatness_max",
+    "simplified_relative_flatness": "measures.relative_flatness_variants:simplified_relative_flatness",
+    "published_fam": "measures.relative_flatness_variants:published_fam",
     "soft_rank": "measures.soft_rank:soft_rank",
+    "block_rank": "measures.block_rank:block_rank",
     "fisher_rank": "measures.fisher_rank:fisher_rank",
     "gauss_newton_trace": "measures.gauss_newton_trace:gauss_newton_trace",
     "hessian_trace": "measures.hessian_trace:hessian_trace",

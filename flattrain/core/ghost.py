@@ -15,7 +15,7 @@ Everything stays on the autograd graph. Goodfellow 2015 for the norms in linear 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -24,7 +24,15 @@ from torch import Tensor
 
 from flattrain.core.eager import need_separable
 from flattrain.core.gram import gram_matrix
-from flattrain.core.layers import Direct, Outer, affine, is_normalisation, sides
+from flattrain.core.layers import (
+    Direct,
+    Outer,
+    affine,
+    convolution_gradients,
+    is_convolution,
+    is_normalisation,
+    sides,
+)
 from flattrain.ranges import Refused
 from flattrain.types import Seen, Tap
 
@@ -40,7 +48,7 @@ class Part(NamedTuple):
     value: Tensor  # the parameter, laid out as `matrix(piece)` has its last dimension
 
 
-def pull(seen: Seen, vectors: Sequence[Tensor], what: str) -> dict[str, Tensor]:
+def pull(seen: Seen, vectors: Sequence[Tensor], what: str, create_graph: bool = True) -> dict[str, Tensor]:
     """{tapped run of a layer: g (C, n, *z)}, the C vectors (n, K) pulled back to its output."""
     need_separable(seen, what)
     for tap in seen.taps.values():
@@ -51,7 +59,9 @@ def pull(seen: Seen, vectors: Sequence[Tensor], what: str) -> dict[str, Tensor]:
             )
     outputs = [tap.output for tap in seen.taps.values()]
     pulled = [
-        torch.autograd.grad(seen.outputs, outputs, v, create_graph=True, materialize_grads=True)
+        torch.autograd.grad(
+            seen.outputs, outputs, v, create_graph=create_graph, retain_graph=True, materialize_grads=True
+        )
         for v in vectors
     ]
     return {
@@ -60,20 +70,47 @@ def pull(seen: Seen, vectors: Sequence[Tensor], what: str) -> dict[str, Tensor]:
     }
 
 
-def pieces(seen: Seen, vectors: Sequence[Tensor], what: str, uncovered: Uncovered = "refuse") -> list[Part]:
-    """The per-example gradients of every parameter that is differentiated.
+def smaller_formed(tap: Tap) -> bool:
+    """Whether a convolution's gradients take less room than its patches: more positions than channels."""
+    return is_convolution(tap.module) and tap.output[0, 0].numel() > tap.output.shape[1]
+
+
+def factored(tap: Tap) -> bool:
+    """Convolutions as patches and pulled back vectors, always: for Kronecker factors."""
+    return False
+
+
+def pieces(
+    seen: Seen,
+    vectors: Sequence[Tensor],
+    what: str,
+    uncovered: Uncovered = "refuse",
+    form: Callable[[Tap], bool] = smaller_formed,
+) -> list[Part]:
+    """The per-example gradients of every parameter that is differentiated; `form` says where as they are."""
+    left_out = need_covered(seen, what, uncovered)
+    found = list(by_parameter(seen, vectors, what, form).values())
+    return found + [Part(k, _dense(seen, vectors, k), seen.params[k].flatten()) for k in left_out]
+
+
+def by_parameter(
+    seen: Seen,
+    vectors: Sequence[Tensor],
+    what: str,
+    form: Callable[[Tap], bool],
+    create_graph: bool = True,
+) -> dict[int, Part]:
+    """The pieces under the `id` of their weight (with its bias, where the two go together) or bias.
 
     A weight used more than once has the sum over its uses: their positions are put side by side.
     """
-    left_out = need_covered(seen, what, uncovered)
     uses: dict[int, list[Part]] = {}
     live = {id(p) for p in seen.params.values()}
-    pulled = pull(seen, vectors, what)
+    pulled = pull(seen, vectors, what, create_graph)
     for run, tap in seen.taps.items():
-        for parameter, part in _of_run(tap, pulled[run], live, _together(seen, tap)):
+        for parameter, part in _of_run(tap, pulled[run], live, _together(seen, tap), form):
             uses.setdefault(parameter, []).append(part)
-    found = [parts[0]._replace(piece=_joined([p.piece for p in parts])) for parts in uses.values()]
-    return found + [Part(k, _dense(seen, vectors, k), seen.params[k].flatten()) for k in left_out]
+    return {k: parts[0]._replace(piece=_joined([p.piece for p in parts])) for k, parts in uses.items()}
 
 
 def squares(pieces: Iterable[Piece]) -> Tensor:
@@ -118,7 +155,9 @@ def _together(seen: Seen, tap: Tap) -> bool:
     return all((t.weight is tap.weight) == (t.bias is tap.bias) for t in seen.taps.values())
 
 
-def _of_run(tap: Tap, g: Tensor, live: set[int], together: bool) -> list[tuple[int, Part]]:
+def _of_run(
+    tap: Tap, g: Tensor, live: set[int], together: bool, form: Callable[[Tap], bool]
+) -> list[tuple[int, Part]]:
     weight, bias = id(tap.weight) in live, tap.bias is not None and id(tap.bias) in live
     together = together and weight and bias
     if is_normalisation(tap.module):
@@ -131,6 +170,8 @@ def _of_run(tap: Tap, g: Tensor, live: set[int], together: bool) -> list[tuple[i
             for p, v in ((tap.weight, scale), (tap.bias, shift))
             if p is not None and id(p) in live
         ]
+    if is_convolution(tap.module) and form(tap):
+        return _of_convolution(tap, g, weight, bias, together)
     outer = sides(tap, g)
     groups, rows = outer.left.shape[2], outer.left.shape[4]
     laid_out = tap.weight.reshape(groups, rows, -1)
@@ -145,6 +186,20 @@ def _of_run(tap: Tap, g: Tensor, live: set[int], together: bool) -> list[tuple[i
         return [(id(tap.weight), Part(tap.layer, outer._replace(ones=1), both))]
     ones = torch.ones_like(outer.right[..., :1])
     return [*found, (id(tap.bias), Part(tap.layer, Outer(outer.left, ones), column.flatten()))]
+
+
+def _of_convolution(tap: Tap, g: Tensor, weight: bool, bias: bool, together: bool) -> list[tuple[int, Part]]:
+    found: list[tuple[int, Part]] = []
+    shift = g.flatten(3).sum(3).transpose(0, 1)
+    if weight:
+        scale = convolution_gradients(tap, g)
+        if together and tap.bias is not None:
+            value = torch.cat([tap.weight.flatten(), tap.bias])
+            return [(id(tap.weight), Part(tap.layer, Direct(torch.cat([scale, shift], -1)), value))]
+        found = [(id(tap.weight), Part(tap.layer, Direct(scale), tap.weight.flatten()))]
+    if bias and tap.bias is not None:
+        found.append((id(tap.bias), Part(tap.layer, Direct(shift), tap.bias)))
+    return found
 
 
 def _joined(parts: list[Piece]) -> Piece:

@@ -39,7 +39,8 @@ def rows(
 
     A parameter of a normalisation, or one taken densely, has no second factor: Y is 1 × 1.
     """
-    parts = ghost.pieces(seen, root_vectors(seen, sketch, "the soft rank"), "the soft rank", uncovered)
+    what = "the soft rank"
+    parts = ghost.pieces(seen, root_vectors(seen, sketch, what), what, uncovered, ghost.factored)
     n = len(seen.outputs)
     out: dict[str, tuple[Tensor, Tensor]] = {}
     for layer, piece, _ in parts:

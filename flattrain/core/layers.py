@@ -23,6 +23,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.grad import conv1d_weight, conv2d_weight, conv3d_weight
 
 from flattrain.core.eager import BatchNorm1d, LayerNorm
 from flattrain.ranges import Refused, suggest
@@ -158,6 +159,38 @@ def sides(tap: Tap, g: Tensor) -> Outer:
         left = rearrange(g.flatten(3), "c n (g k) s -> n c g s k", g=layer.groups)
         return Outer(left, patches(layer, tap.input)[:, None])
     return Outer(_positions(g.transpose(0, 1), 2)[:, :, None], _positions(tap.input)[:, None, None])
+
+
+def is_convolution(layer: nn.Module) -> bool:
+    """Whether the layer is a convolution of one, two or three dimensions."""
+    return isinstance(layer, _CONV)
+
+
+def convolution_gradients(tap: Tap, g: Tensor) -> Tensor:
+    """The gradients of a convolution's weight themselves (n, C, P): a convolution with a group per example.
+
+    Cheaper than patches wherever there are more positions than output channels.
+    """
+    layer: Any = tap.module
+    c, n, groups = len(g), len(tap.input), layer.groups
+    x = tap.input
+    if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
+        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+        x, padding = F.pad(x, layer._reversed_padding_repeated_twice, mode=mode), 0
+    else:
+        padding = layer.padding
+    shape = (n * c * layer.out_channels, layer.in_channels // groups, *layer.kernel_size)
+    of_weight = (conv1d_weight, conv2d_weight, conv3d_weight)[len(layer.kernel_size) - 1]
+    found = of_weight(
+        x.flatten(0, 1)[None],
+        shape,
+        rearrange(g, "c n (g k) ... -> (n g c k) ...", g=groups)[None],
+        layer.stride,
+        padding,
+        layer.dilation,
+        n * groups,
+    )
+    return rearrange(found.flatten(1), "(n g c k) d -> n c (g k d)", n=n, g=groups, c=c)
 
 
 def affine(tap: Tap, g: Tensor) -> tuple[Tensor, Tensor]:

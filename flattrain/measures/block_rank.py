@@ -55,7 +55,8 @@ def block_rank(
 
     def pieces(seen: Seen) -> list[ghost.Piece]:
         vectors = root_vectors(seen, None, "block_rank")
-        return [part.piece for part in ghost.pieces(seen, vectors, "block_rank", policy)]
+        form = ghost.factored if approximation == "ekfac" else ghost.smaller_formed
+        return [part.piece for part in ghost.pieces(seen, vectors, "block_rank", policy, form)]
 
     def total(found: list[ghost.Piece], n: int) -> Tensor:
         return torch.stack([of_piece[approximation](piece, n).to(torch.float64) for piece in found]).sum()

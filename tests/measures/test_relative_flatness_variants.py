@@ -8,7 +8,6 @@ import torch
 from laws import one_batch_is_many, value_of, vmap_is_loop
 from torch.nn import functional as F
 
-from flattrain.core.functional import see
 from flattrain.core.losses import cross_entropy
 from flattrain.measures.relative_flatness import relative_flatness
 from flattrain.measures.relative_flatness_variants import (
@@ -147,4 +146,3 @@ def test_laws():
         for layer in ("head", "hidden1"):
             one_batch_is_many(make(layer=layer), net, x, y)
             vmap_is_loop(make(layer=layer), net, x, y)
-    see(net, cross_entropy, x, y)

@@ -1,0 +1,89 @@
+"""Per-example SAM against a loop over the examples, on every kind of layer."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import zoo
+from torch import nn
+
+from flattrain.core.ghost_sam import per_example_sam
+from flattrain.core.losses import recognise
+from flattrain.ranges import Refused
+
+RHO = 0.3
+
+
+def loop(net, loss, x, y):
+    """The mean over examples of the gradient at that example's own ascended weights."""
+    trainable = [p for p in net.parameters() if p.requires_grad]
+    total = [torch.zeros_like(p) for p in trainable]
+    value = 0.0
+    for i in range(len(x)):
+        other = copy.deepcopy(net)
+        params = [p for p in other.parameters() if p.requires_grad]
+        g = torch.autograd.grad(loss(other(x[i : i + 1]), y[i : i + 1]), params, materialize_grads=True)
+        size = torch.stack([v.square().sum() for v in g]).sum().sqrt()
+        with torch.no_grad():
+            for p, v in zip(params, g, strict=True):
+                p += RHO * v / size
+        ascended = loss(other(x[i : i + 1]), y[i : i + 1])
+        value += float(ascended) / len(x)
+        after = torch.autograd.grad(ascended, params, materialize_grads=True)
+        total = [t + v / len(x) for t, v in zip(total, after, strict=True)]
+    return value, total
+
+
+@pytest.mark.parametrize("loss", ["smoothed", "squared"])
+@pytest.mark.parametrize("name", zoo.BUILD)
+def test_loss_and_gradient_are_those_of_a_loop(name, loss):
+    net, x = zoo.build(name)
+    criterion = zoo.LOSSES[loss]
+    y = zoo.targets(net, x, criterion)
+    value, wanted = loop(net, criterion, x, y)
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    found = per_example_sam(net, recognise(criterion), x, y, rho=RHO)
+    assert float(found.loss) == pytest.approx(value, rel=1e-11)
+    assert float(found.before) == pytest.approx(float(criterion(net(x), y)), rel=1e-12)
+    mine = torch.autograd.grad(found.loss, [p for p in net.parameters() if p.requires_grad])
+    for g, w in zip(mine, wanted, strict=True):
+        torch.testing.assert_close(g, w, rtol=1e-9, atol=1e-12)
+    assert all(torch.equal(v, net.state_dict()[k]) for k, v in before.items())
+    assert not any("forward" in vars(part) for part in net.modules())
+
+
+def test_radius_zero_is_the_plain_gradient_and_a_flat_example_stays():
+    net, x = zoo.build("mlp")
+    y = zoo.targets(net, x, nn.MSELoss())
+    y[2] = net(x)[2].detach()
+    plain = torch.autograd.grad(nn.MSELoss()(net(x), y), list(net.parameters()))
+    still = per_example_sam(net, recognise(nn.MSELoss()), x, y, rho=0.0).loss
+    for g, w in zip(torch.autograd.grad(still, list(net.parameters())), plain, strict=True):
+        torch.testing.assert_close(g, w, rtol=1e-12, atol=1e-14)
+    moved = per_example_sam(net, recognise(nn.MSELoss()), x, y, rho=RHO).loss
+    assert torch.isfinite(moved) and moved > still
+
+
+def test_layers_are_restored_when_the_pass_fails():
+    net, x = zoo.build("mlp")
+    y = zoo.targets(net, x, nn.CrossEntropyLoss())
+    calls = []
+
+    def forward(model, x):
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("no")
+        return model(x)
+
+    with pytest.raises(RuntimeError, match="no"):
+        per_example_sam(net, recognise(nn.CrossEntropyLoss()), x, y, rho=RHO, forward=forward)
+    assert not any("forward" in vars(part) for part in net.modules())
+
+
+def test_what_is_not_covered_is_refused():
+    net, x = zoo.build("transformer")
+    y = zoo.targets(net, x, nn.CrossEntropyLoss())
+    with pytest.raises(Refused, match="per-example SAM: no structure is known for place"):
+        per_example_sam(net, recognise(nn.CrossEntropyLoss()), x, y, rho=RHO)

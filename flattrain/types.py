@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor, nn
@@ -98,6 +98,18 @@ class Tap(NamedTuple):
     bias: Tensor | None  # b (K,)
 
 
+Map: TypeAlias = "Callable[[Tensor], Tensor]"
+
+
+class Run(Protocol):
+    """(params, x) -> outputs: another pass, which leaves no trace.
+
+    through: {layer: map} lets the input of a linear layer pass through a map on its way in.
+    """
+
+    def __call__(self, params: Params, x: Any, through: Mapping[str, Map] | None = None, /) -> Tensor: ...
+
+
 class Seen(NamedTuple):
     """What one forward pass shows to the measures. Everything is live, so it can be differentiated."""
 
@@ -110,7 +122,7 @@ class Seen(NamedTuple):
     taps: dict[str, Tap]
     norms: Norms  # normalisations that measures must beware of (core.eager), as they ran
     norms_after: dict[str, Norms]  # those that ran behind a tapped layer
-    run: Callable[[Params, Any], Tensor]  # (params, x) -> outputs: another pass, which leaves no trace
+    run: Run  # another pass, at other parameters, inputs or features
 
 
 class Estimate(NamedTuple):

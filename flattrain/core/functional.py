@@ -8,7 +8,7 @@ lines serve an ordinary `loss.backward()` and a stacked run over seeds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flattrain.core.eager import couples, unsafe
 from flattrain.ranges import Refused, suggest
-from flattrain.types import Loss, Params, Seen, Tap
+from flattrain.types import Loss, Map, Params, Seen, Tap
 
 Forward = Callable[[nn.Module, Any], Tensor]
 
@@ -104,9 +104,12 @@ def see(
 
         return hook
 
-    def again(at: Params, inputs: Any) -> Tensor:
+    def again(at: Params, inputs: Any, through: Mapping[str, Map] | None = None) -> Tensor:
         copies = {k: v.clone() for k, v in (buffers or dict(module.named_buffers())).items()}
-        with sdpa_kernel(SDPBackend.MATH):
+        with ExitStack() as stack:
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            for name, layer in resolve(module, through or {}).items():
+                stack.callback(layer.register_forward_pre_hook(_mapped((through or {})[name])).remove)
             return _functional(module, forward, at, copies, inputs)
 
     with ExitStack() as stack:
@@ -143,6 +146,10 @@ def see(
         {k: tuple(v) for k, v in norms_after.items()},
         again,
     )
+
+
+def _mapped(change: Map) -> Callable[..., tuple[Tensor, ...]]:
+    return lambda layer, inputs: (change(inputs[0]), *inputs[1:])
 
 
 def _functional(module: nn.Module, forward: Forward, params: Params, buffers: Params, x: Any) -> Tensor:

@@ -20,13 +20,14 @@ def value_of(measure, module, criterion, x, y, params=None, noise=None):
     return measure.reduce(measure.statistic(seen, noise)).value
 
 
-def one_batch_is_many(measure, module, x, y, criterion=cross_entropy):
+def one_batch_is_many(measure, module, x, y, criterion=cross_entropy, noise=None):
     """Statistics of uneven batches, by their counts or row after row, reduce to the whole set's value."""
-    whole = value_of(measure, module, criterion, x, y)
+    noise = noise or {}
+    whole = value_of(measure, module, criterion, x, y, noise=noise)
     total = {}
     for part in torch.split(torch.arange(len(x)), 5):
         seen = see(module, criterion, x[part], y[part], layers=layers_of(module, measure))
-        for name, v in measure.statistic(seen, {}).items():
+        for name, v in measure.statistic(seen, noise).items():
             if measure.combine == "rows":
                 total[name] = torch.cat([total[name], v.detach()]) if name in total else v.detach()
             else:

@@ -147,7 +147,8 @@ class Measure:
     layers    : the linear layers to tap; None means every one.
     on_batch  : the value on a single batch, where there is a cheaper way to it than reduce(statistic).
     draws     : Seen -> the random tensors it wants in `noise`.
-    order     : how often the operations of the network are differentiated when the measure is a penalty.
+    order     : how often the operations of the network are differentiated when the measure is a penalty:
+                1 where the statistic takes no derivative itself.
     after     : the layer behind which that order counts; None means everywhere.
     definition: what the number is, in words, for reports.
     """

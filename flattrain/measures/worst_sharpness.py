@@ -14,12 +14,14 @@ below 0.
     ĝ = g/‖g‖ (l2) or sign g (linf), g the gradient in v
 
 As ρ → 0 the value is ρ ‖D∇L_B‖ in the dual norm (l2, l1). Smaller groups give larger values, so m belongs
-to the number.
+to the number. The gradient is that at the v found, held fixed: the ball does not depend on w, so this is
+the gradient of the maximum (Danskin).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Literal
 
 import torch
@@ -43,9 +45,9 @@ def checkpoints(steps: int) -> set[int]:
     return out
 
 
-def ascend(rise: Callable[[Params], Tensor], start: Params, rho: float, norm: str, steps: int) -> Tensor:
-    """max of rise(v) over ‖v‖ <= ρ, from v = 0, as far as `steps` gradient steps find it."""
-    slope = torch.func.grad_and_value(rise)
+def ascend(value_at: Callable[[Params], Tensor], start: Params, rho: float, norm: str, steps: int) -> Params:
+    """The v of the largest value over ‖v‖ <= ρ, from `start`, as far as `steps` gradient steps find it."""
+    slope = torch.func.grad_and_value(value_at)
     halvings = checkpoints(steps)
     v = before = start
     gradient, value = slope(v)
@@ -57,11 +59,13 @@ def ascend(rise: Callable[[Params], Tensor], start: Params, rho: float, norm: st
         moved = {n: v[n] + keep * (u[n] - v[n]) + (1 - keep) * (v[n] - before[n]) for n in v}
         v, before = _project(moved, rho, norm), v
         gradient, value = slope(v)
-        if value > best:
-            best, best_v, best_gradient = value, v, gradient
+        better = value > best
+        best = torch.where(better, value, best)
+        best_v = {n: torch.where(better, v[n], best_v[n]) for n in v}
+        best_gradient = {n: torch.where(better, gradient[n], best_gradient[n]) for n in v}
         if k in halvings:
             size, v, before, gradient = size / 2, best_v, best_v, best_gradient
-    return best
+    return best_v
 
 
 def _direction(gradient: Params, norm: str) -> Params:
@@ -88,23 +92,23 @@ def worst_sharpness(
     group: Count = 128,
     steps: Count = 20,
 ) -> Measure:
-    """Mean over groups of `group` examples of the worst rise of the loss in the ball; has no gradient."""
+    """Mean over groups of `group` examples of the worst rise of the loss in the ball of radius ρ."""
 
     def statistic(seen: Seen, noise: Mapping[str, Tensor]) -> Statistic:
         if not isinstance(seen.inputs, Tensor):
             raise Refused("worst_sharpness splits the batch into groups; give the inputs as one tensor")
         loss = loss_of(seen, logits)
-        params = {k: p.detach() for k, p in seen.params.items()}
-        diagonal = scales(params, scale)
-        start = {k: torch.zeros_like(p) for k, p in params.items()}
+        fixed = {k: p.detach() for k, p in seen.params.items()}
+        start = {k: torch.zeros_like(p) for k, p in fixed.items()}
         total = torch.zeros_like(seen.loss)
         for x, y in zip(seen.inputs.split(group), seen.target.split(group), strict=True):
-            base = loss(params, x, y)
 
-            def rise(v: Params, x: Tensor = x, y: Tensor = y, base: Tensor = base) -> Tensor:
-                return loss(shifted(params, diagonal, v), x, y) - base
+            def moved(w: Params, v: Params, x: Tensor = x, y: Tensor = y) -> Tensor:
+                return loss(shifted(w, scales(w, scale), v), x, y)
 
-            total = total + ascend(rise, start, rho, norm, steps) * (len(x) / len(seen.target))
+            v = ascend(partial(moved, fixed), start, rho, norm, steps)
+            rise = moved(seen.params, v) - loss(seen.params, x, y)
+            total = total + rise * (len(x) / len(seen.target))
         return {"rise": total}
 
     return Measure(

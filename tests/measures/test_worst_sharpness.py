@@ -7,7 +7,7 @@ import math
 import oracles
 import pytest
 import torch
-from laws import one_batch_is_many, value_of
+from laws import one_batch_is_many, value_of, vmap_is_loop
 from torch import nn
 from torch.nn import functional as F
 
@@ -81,6 +81,27 @@ def test_more_steps_find_no_less_and_never_below_zero():
     assert worst(head, torch.zeros(3, 4), torch.tensor([0, 1, 2]), rho=1.0) == 0  # a gradient of 0
 
 
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_the_gradient_is_that_of_the_maximum(norm):
+    net, (x, y) = oracles.small_net(sizes=(3, 3), bias=False), oracles.data(inputs=3)
+    live = {k: p.detach().requires_grad_() for k, p in net.named_parameters()}
+    measure = worst_sharpness(rho=0.3, norm=norm, steps=50)
+    (mine,) = torch.autograd.grad(value_of(measure, net, cross_entropy, x, y, live), list(live.values()))
+
+    def maximum(vector):  # by differences of the maximum itself, found anew each time
+        return value_of(measure, net, cross_entropy, x, y, {"head.weight": vector.reshape(3, 3)})
+
+    wanted = oracles.finite_difference(maximum, net.head.weight.detach().reshape(-1), 1e-3)
+    torch.testing.assert_close(mine.reshape(-1), wanted, rtol=1e-5, atol=1e-6)
+    # The linear loss has the maximum ρ‖|w| ∘ x̄‖.
+    one = nn.Linear(4, 1, bias=False)
+    x, y = oracles.data()
+    value = value_of(worst_sharpness(rho=0.7), one, LINEAR, x, y)
+    (mine,) = torch.autograd.grad(value, list(one.parameters()))
+    w, mean = one.weight.detach()[0], x.mean(0)
+    torch.testing.assert_close(mine[0], 0.7 * w * mean**2 / (w * mean).norm(), rtol=1e-10, atol=1e-14)
+
+
 def test_groups_are_maximised_apart():
     net, (x, y) = oracles.small_net(), oracles.data(n=11)
     found = worst(net, x, y, rho=0.5, group=4)
@@ -111,9 +132,11 @@ def test_the_step_halves_where_auto_pgd_looks():
     assert sorted(checkpoints(20)) == [5, 9, 12, 14, 16, 18, 19, 20]
 
 
-def test_batches_that_are_whole_groups_combine():
+def test_laws():
     net, (x, y) = oracles.small_net(), oracles.data(n=20)
     one_batch_is_many(worst_sharpness(group=5), net, x, y)
+    for norm in ("l2", "linf"):
+        vmap_is_loop(worst_sharpness(group=8, norm=norm, steps=5), net, x, y)
 
 
 def test_refusals():

@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flattrain.ranges import Refused, refusal, suggest
+from flattrain.ranges import Refused, listed, refusal, suggest
 
 DATASETS = {
     "parity": "problems.parity:parity",
@@ -121,7 +121,7 @@ def choose(registry: dict[str, str], spec: Any, where: str) -> Choice:
     if not isinstance(spec, dict) or len(spec) != 1:
         given = "nothing" if not spec else f"{len(spec)} names" if isinstance(spec, dict) else repr(spec)
         raise Refused(
-            f"{where}: name exactly one of {', '.join(registry)}, as NAME or {{NAME: {{...}}}}; got {given}"
+            f"{where}: name exactly one of {listed(registry)}, as NAME or {{NAME: {{...}}}}; got {given}"
         )
     ((name, arguments),) = spec.items()
     if name not in registry:

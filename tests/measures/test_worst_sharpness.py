@@ -127,6 +127,40 @@ def test_invariance_under_rescaling_units_of_a_relu_net():
     assert worst(net, x, y, logits="normalised") == pytest.approx(normal, rel=1e-9)
 
 
+def by_rule(net, x, y, rho, norm, steps, halvings):
+    """The ascent on one flat vector, as the docstring tells it."""
+    value, at = oracles.loss_of_vector(net, F.cross_entropy, x, y)
+
+    def project(v):
+        return v.clamp(-rho, rho) if norm == "linf" else v * min(1.0, rho / max(float(v.norm()), 1e-300))
+
+    def slope(v):
+        return at.abs() * torch.func.grad(value)(at + at.abs() * v)
+
+    path = [torch.zeros_like(at)]
+    v, before, size = path[0], path[0], 2 * rho
+    for k in range(1, steps + 1):
+        g = slope(v)
+        u = project(v + size * (g.sign() if norm == "linf" else g / g.norm()))
+        v, before = (u if k == 1 else project(v + 0.75 * (u - v) + 0.25 * (v - before))), v
+        path.append(v)
+        if k in halvings:
+            size = size / 2
+            v = before = max(path, key=lambda v: float(value(at + at.abs() * v)))
+    return max(float(value(at + at.abs() * v)) for v in path) - float(value(at))
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("rho", [0.5, 2.0])
+def test_the_ascent_takes_the_stated_steps(norm, rho):
+    net, (x, y) = oracles.small_net(), oracles.data()
+    for steps, halvings in ((6, {2, 3, 4, 5, 6}), (20, {5, 9, 12, 14, 16, 18, 19, 20})):
+        wanted = by_rule(net, x, y, rho, norm, steps, halvings)
+        assert worst(net, x, y, rho=rho, norm=norm, steps=steps) == pytest.approx(wanted, rel=1e-9)
+        unhalved = by_rule(net, x, y, rho, norm, steps, set())
+        assert wanted != pytest.approx(unhalved, rel=1e-9)
+
+
 def test_the_step_halves_where_auto_pgd_looks():
     assert sorted(checkpoints(100)) == [22, 41, 57, 70, 80, 87, 93, 99]
     assert sorted(checkpoints(20)) == [5, 9, 12, 14, 16, 18, 19, 20]

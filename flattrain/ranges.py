@@ -41,13 +41,19 @@ class Refused(ValueError):
     """Bad input, in one line: what offends, what is allowed, how to mend it."""
 
 
+def listed(names: Iterable[str], most: int = 15) -> str:
+    """The names in one line; of a long list the first `most`, and how many there are."""
+    every = list(names)
+    return ", ".join(every[:most]) + (f", … ({len(every)} in all)" if len(every) > most else "")
+
+
 def suggest(word: str, known: Iterable[str]) -> str:
     """'; did you mean X?' for a near miss, else the names that are known."""
     names = sorted(map(str, known))
     near = difflib.get_close_matches(str(word), names, n=1, cutoff=0.6)
     if near:
         return f"; did you mean {near[0]!r}?"
-    return f"; known: {', '.join(names)}" if names else ""
+    return f"; known: {listed(names)}" if names else ""
 
 
 def _is_number(value: object) -> bool:

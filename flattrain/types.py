@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor, nn
@@ -104,6 +104,18 @@ class Tap(NamedTuple):
     bias: Tensor | None  # b (K,)
 
 
+Map: TypeAlias = "Callable[[Tensor], Tensor]"
+
+
+class Run(Protocol):
+    """(params, x) -> outputs: another pass, which leaves no trace.
+
+    through: {layer: map} lets the input of a linear layer pass through a map on its way in.
+    """
+
+    def __call__(self, params: Params, x: Any, through: Mapping[str, Map] | None = None, /) -> Tensor: ...
+
+
 class Seen(NamedTuple):
     """What one forward pass shows to the measures. Everything is live, so it can be differentiated."""
 
@@ -116,7 +128,7 @@ class Seen(NamedTuple):
     taps: dict[str, Tap]  # by the layer's name; a second run of the layer is "name (2)"
     norms: Norms  # normalisations that measures must beware of (core.eager), as they ran
     norms_after: dict[str, Norms]  # those that ran behind a tapped layer
-    run: Callable[[Params, Any], Tensor]  # (params, x) -> outputs: another pass, which leaves no trace
+    run: Run  # another pass, at other parameters, inputs or features
 
 
 class Estimate(NamedTuple):
@@ -141,7 +153,8 @@ class Measure:
     layers    : the layers to tap, by name; None means every one whose structure is known (core.layers).
     on_batch  : the value on a single batch, where there is a cheaper way to it than reduce(statistic).
     draws     : Seen -> the random tensors it wants in `noise`.
-    order     : how often the operations of the network are differentiated when the measure is a penalty.
+    order     : how often the operations of the network are differentiated when the measure is a penalty:
+                1 where the statistic takes no derivative itself.
     after     : the layer behind which that order counts; None means everywhere.
     definition: what the number is, in words, for reports.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import oracles
 import torch
 
 from flattrain.core.functional import see
@@ -13,21 +14,27 @@ from flattrain.types import Batch
 
 def value_of(measure, module, criterion, x, y, params=None, noise=None):
     """The measure's value on a live graph, with its own probes or the given ones."""
-    live = params or dict(module.named_parameters())
+    live = params or {k: p for k, p in module.named_parameters() if p.requires_grad}
     seen = see(module, criterion, x, y, layers=layers_of(module, measure), params=live)
     noise = draw(measure.draws(seen), stream(0, "law"), x.dtype) if noise is None else noise
     return measure.reduce(measure.statistic(seen, noise)).value
 
 
-def one_batch_is_many(measure, module, x, y, criterion=cross_entropy):
-    """Statistics of uneven batches, weighted by their counts, reduce to the whole set's value."""
-    whole = value_of(measure, module, criterion, x, y)
+def one_batch_is_many(measure, module, x, y, criterion=cross_entropy, noise=None):
+    """Statistics of uneven batches, by their counts or row after row, reduce to the whole set's value."""
+    noise = noise or {}
+    whole = value_of(measure, module, criterion, x, y, noise=noise)
     total = {}
     for part in torch.split(torch.arange(len(x)), 5):
         seen = see(module, criterion, x[part], y[part], layers=layers_of(module, measure))
-        for name, v in measure.statistic(seen, {}).items():
-            total[name] = total.get(name, 0) + v.detach() * len(part) / len(x)
-    torch.testing.assert_close(measure.reduce(total).value, whole.detach(), rtol=1e-12, atol=0)
+        for name, v in measure.statistic(seen, noise).items():
+            if measure.combine == "rows":
+                total[name] = torch.cat([total[name], v.detach()]) if name in total else v.detach()
+            else:
+                total[name] = total.get(name, 0) + v.detach() * len(part) / len(x)
+    torch.testing.assert_close(
+        torch.as_tensor(measure.reduce(total).value), torch.as_tensor(whole).detach(), rtol=1e-12, atol=0
+    )
 
 
 def on_batch_is_reduce(measure, module, x, y, criterion=cross_entropy):
@@ -74,3 +81,13 @@ def rule_is_identity(rule, grad_fn, params, batch):
     ruled, _ = rule(grad_fn)(params, batch)
     for k in plain:
         torch.testing.assert_close(ruled[k], plain[k], rtol=0, atol=0)
+
+
+def gradient_is_that_of(definition, measure, net, x, y, criterion=cross_entropy, noise=None):
+    """The value is the definition's, and the gradient that of the definition by finite differences."""
+    value, gradient, wanted, slope = oracles.value_and_gradient(
+        lambda live: value_of(measure, net, criterion, x, y, live, noise), net, definition
+    )
+    torch.testing.assert_close(value, wanted, rtol=1e-9, atol=0)
+    torch.testing.assert_close(gradient, slope, rtol=1e-6, atol=1e-8 * float(slope.norm()))
+    assert slope.norm() > 1e-3 * abs(wanted)

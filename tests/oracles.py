@@ -90,6 +90,33 @@ def finite_difference(value, at, step=1e-5):
     return out
 
 
+def value_and_gradient(measure_value, net, definition):
+    """(value, gradient) of a live value, and of a definition of the flat parameters by differences."""
+    live = {k: p.detach().clone().requires_grad_() for k, p in net.named_parameters()}
+    value = measure_value(live)
+    grads = torch.autograd.grad(value, list(live.values()), materialize_grads=True)
+    like = {k: p.detach() for k, p in live.items()}
+    wanted = finite_difference(lambda v: definition(rebuild(v, like)).detach(), flat(like), 1e-4)
+    return value.detach(), flat(dict(zip(live, grads, strict=True))), definition(like).detach(), wanted
+
+
+def input_jacobians(net, x, params=None):
+    """∂f/∂x (n, K, D), one example after the other."""
+    from torch.func import jacrev
+
+    params = params or {k: p.detach() for k, p in net.named_parameters()}
+    return torch.stack([jacrev(lambda r: functional_call(net, params, (r[None],))[0])(row) for row in x])
+
+
+def parameter_jacobians(net, x, params=None):
+    """∂f/∂θ (n, K, P), one example after the other, in the order of the module."""
+    from torch.func import jacrev
+
+    params = params or {k: p.detach() for k, p in net.named_parameters()}
+    rows = [jacrev(lambda p, row=row: functional_call(net, p, (row[None],))[0])(params) for row in x]
+    return torch.stack([torch.cat([j.flatten(1) for j in row.values()], 1) for row in rows])
+
+
 def dense_fisher_blocks(module, x, softmax=True):
     """{layer: type-2 Fisher block over (W, b)} of linear layers, from explicit per-example Jacobians."""
     from torch.func import jacrev

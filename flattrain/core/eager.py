@@ -107,6 +107,16 @@ def need_separable(seen: Seen, what: str) -> None:
             )
 
 
+def need_examples_apart(seen: Seen, what: str) -> None:
+    """Refuse a network that ties the examples of a batch together anywhere."""
+    coupled = [name for name, part in seen.norms if couples(part)]
+    if coupled:
+        raise Refused(
+            f"{what}: {', '.join(dict.fromkeys(coupled))} ties the examples of a batch together, so "
+            "the output for one example depends on the others; put BatchNorm in eval mode"
+        )
+
+
 def guard(measure: Measure, seen: Seen) -> None:
     """Refuse a penalty whose gradient would be silently wrong, naming the layers and the ways out."""
     behind = seen.norms if measure.after is None else seen.norms_after[measure.after]

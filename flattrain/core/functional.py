@@ -8,7 +8,7 @@ lines serve an ordinary `loss.backward()` and a stacked run over seeds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -19,8 +19,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flattrain.core.eager import couples, unsafe
 from flattrain.core.layers import resolve
-from flattrain.ranges import Refused
-from flattrain.types import Loss, Params, Seen, Tap
+from flattrain.ranges import Refused, listed
+from flattrain.types import Loss, Map, Params, Seen, Tap
 
 Forward = Callable[[nn.Module, Any], Tensor]
 
@@ -79,9 +79,12 @@ def see(
 
         return hook
 
-    def again(at: Params, inputs: Any) -> Tensor:
+    def again(at: Params, inputs: Any, through: Mapping[str, Map] | None = None) -> Tensor:
         copies = {k: v.clone() for k, v in (buffers or dict(module.named_buffers())).items()}
-        with sdpa_kernel(SDPBackend.MATH):
+        with ExitStack() as stack:
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            for name, layer in resolve(module, through or {}).items():
+                stack.callback(layer.register_forward_pre_hook(_mapped((through or {})[name])).remove)
             return _functional(module, forward, at, copies, inputs)
 
     with ExitStack() as stack:
@@ -129,6 +132,17 @@ def only(seen: Seen, layers: Iterable[str]) -> Seen:
     return seen._replace(taps={run: tap for run, tap in seen.taps.items() if tap.layer in layers})
 
 
+def linear_taps(seen: Seen, what: str) -> dict[str, Tap]:
+    """Every tapped layer of a measure that is defined for linear ones; refuse what else it meets."""
+    others = [f"{t.layer} ({type(t.module).__name__})" for t in seen.taps.values()]
+    others = [
+        o for o, t in zip(others, seen.taps.values(), strict=True) if not isinstance(t.module, nn.Linear)
+    ]
+    if others:
+        raise Refused(f"{what} is defined for linear layers, and the net also has {listed(others)}")
+    return seen.taps
+
+
 def tapped(seen: Seen, layer: str) -> Tap:
     """The one run of a named layer; refuse a layer that did not run, ran twice, or shares its weight."""
     if layer not in seen.taps:
@@ -142,6 +156,10 @@ def tapped(seen: Seen, layer: str) -> Tap:
                 "that of one layer; choose a layer with a weight of its own"
             )
     return found
+
+
+def _mapped(change: Map) -> Callable[..., tuple[Tensor, ...]]:
+    return lambda layer, inputs: (change(inputs[0]), *inputs[1:])
 
 
 def _functional(module: nn.Module, forward: Forward, params: Params, buffers: Params, x: Any) -> Tensor:

@@ -128,6 +128,16 @@ def adaptive(part: Part) -> Direct:
     return Direct(matrix(part.piece) * part.value.abs())
 
 
+def adaptive_squares(part: Part) -> Tensor:
+    """The squared norms of `adaptive(part)` (n, C), unformed where each example has one position."""
+    piece = part.piece
+    if isinstance(piece, Outer) and piece.left.shape[2:4] == (1, 1):
+        left, right = piece.left[:, :, 0, 0].square(), piece.whole()[:, :, 0, 0].square()
+        size = right @ part.value.square().reshape(left.shape[-1], -1).T
+        return (left * size).sum(-1)
+    return adaptive(part).vectors.square().sum(-1)
+
+
 def matrix(piece: Piece) -> Tensor:
     """The per-example gradients themselves (n, C, P). For small parameters, and for tests."""
     if isinstance(piece, Direct):

@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flattrain.ranges import Refused, refusal, suggest
+from flattrain.ranges import Refused, listed, refusal, suggest
 
 DATASETS = {
     "parity": "problems.parity:parity",
@@ -52,6 +52,19 @@ PENALTIES = {
     "fisher_rank": "measures.fisher_rank:fisher_rank",
     "gauss_newton_trace": "measures.gauss_newton_trace:gauss_newton_trace",
     "hessian_trace": "measures.hessian_trace:hessian_trace",
+    "input_jacobian": "measures.input_jacobian:input_jacobian",
+    "local_sensitivity": "measures.local_sensitivity:local_sensitivity",
+    "network_local_sensitivity": "measures.local_sensitivity:network_local_sensitivity",
+    "gradient_norm": "measures.gradient_norm:gradient_norm",
+    "squared_gradient_norm": "measures.gradient_norm:squared_gradient_norm",
+    "fisher_rao": "measures.fisher_rao:fisher_rao",
+    "feature_robustness": "measures.feature_robustness:feature_robustness",
+    "average_sharpness": "measures.average_sharpness:average_sharpness",
+    "worst_sharpness": "measures.worst_sharpness:worst_sharpness",
+    "connectivity_trace": "measures.connectivity_trace:connectivity_trace",
+    "participation_ratio": "measures.participation_ratio:participation_ratio",
+    "local_dimensionality": "measures.participation_ratio:local_dimensionality",
+    "neural_collapse": "measures.neural_collapse:neural_collapse",
 }
 MEASURES = {
     "train_loss": "measures.loss:loss",
@@ -65,6 +78,14 @@ MEASURES = {
     "feature_rank": "measures.feature_rank:feature_rank",
     "weight_norm": "measures.norms:weight_norm",
     "path_norm": "measures.norms:path_norm",
+    "mean_margin": "measures.margins:mean_margin",
+    "margin_quantile": "measures.margins:margin_quantile",
+    "calibration_error": "measures.calibration:calibration_error",
+    "test_calibration_error": "measures.calibration:calibration_error",
+    "temperature": "measures.calibration:temperature",
+    "test_temperature": "measures.calibration:temperature",
+    "tempered_loss": "measures.calibration:tempered_loss",
+    "test_tempered_loss": "measures.calibration:tempered_loss",
     **PENALTIES,
 }
 
@@ -107,7 +128,7 @@ def choose(registry: dict[str, str], spec: Any, where: str) -> Choice:
     if not isinstance(spec, dict) or len(spec) != 1:
         given = "nothing" if not spec else f"{len(spec)} names" if isinstance(spec, dict) else repr(spec)
         raise Refused(
-            f"{where}: name exactly one of {', '.join(registry)}, as NAME or {{NAME: {{...}}}}; got {given}"
+            f"{where}: name exactly one of {listed(registry)}, as NAME or {{NAME: {{...}}}}; got {given}"
         )
     ((name, arguments),) = spec.items()
     if name not in registry:

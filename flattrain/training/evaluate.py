@@ -43,7 +43,8 @@ def _mean(measure: Measure, network: Network, x: Tensor, y: Tensor, key: Key) ->
     total_mass = mass(network.criterion, y)
     for k, (bx, by) in enumerate(_chunks(x, y)):
         live = {n: p.detach().requires_grad_() for n, p in network.params.items()}
-        with torch.enable_grad():
+        # A measure of order 1 takes no derivative itself: nothing need be kept for one.
+        with torch.set_grad_enabled(measure.order > 1):
             seen = _see(network, live, bx, by, layers)
             statistic = measure.statistic(seen, _noise(measure, seen, k, key))
         for name, value in statistic.items():

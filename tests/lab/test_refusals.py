@@ -51,6 +51,7 @@ BAD_CALLS = [
         "must be one of 'none', 'layer', 'batch'",
     ),
     (["recipe=tiny", "measures.along=[train_los]"], "did you mean 'train_loss'"),
+    (["recipe=tiny", "measures.along=[xyzzy]"], "in all)"),
     (["recipe=tiny", "measures.alongg=[]"], "unknown key 'alongg'"),
     (["recipe=tiny", "problem.dataset=mnis"], "did you mean 'mnist'"),
     (["recipe=tiny", "problem.loss=mse"], "must be one of cross_entropy"),

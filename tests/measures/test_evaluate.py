@@ -10,8 +10,14 @@ import torch
 from torch.nn import functional as F
 
 from flattrain.core.losses import cross_entropy
+from flattrain.measures.average_sharpness import average_sharpness
+from flattrain.measures.feature_robustness import feature_robustness
+from flattrain.measures.fisher_rao import fisher_rao
 from flattrain.measures.hessian_trace import hessian_trace
+from flattrain.measures.input_jacobian import input_jacobian
 from flattrain.measures.loss import loss
+from flattrain.measures.margins import margin_quantile
+from flattrain.measures.neural_collapse import neural_collapse
 from flattrain.measures.relative_flatness import relative_flatness
 from flattrain.measures.soft_rank import soft_rank
 from flattrain.measures.top_eigenvalue import top_eigenvalue
@@ -22,7 +28,19 @@ from flattrain.types import Network
 
 @pytest.mark.parametrize(
     "measure",
-    [loss(), hessian_trace(probes=3), relative_flatness(), soft_rank(), top_eigenvalue(tolerance=1e-9)],
+    [
+        loss(),
+        hessian_trace(probes=3),
+        relative_flatness(),
+        soft_rank(),
+        top_eigenvalue(tolerance=1e-9),
+        feature_robustness(delta=0.3, probes=3),
+        average_sharpness(rho=0.3, probes=3),
+        fisher_rao(),
+        neural_collapse(),
+        input_jacobian(norm="max_spectral"),
+        margin_quantile(quantile=0.3),
+    ],
     ids=lambda m: m.name,
 )
 def test_ragged_chunks_give_the_value_of_one_batch(measure, monkeypatch):

@@ -1,0 +1,71 @@
+"""All that the catalogue offers: the same number in single as in double precision, and a gradient."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import oracles
+import pytest
+import torch
+
+from flattrain.core.losses import cross_entropy
+from flattrain.core.probes import draw, stream
+from flattrain.lab import catalog
+from flattrain.training import evaluate as module_under_test
+from flattrain.training.evaluate import evaluate
+from flattrain.training.objective import Penalty, build
+from flattrain.types import Network
+
+TWO_LAYERS = {"two_layer_trace", "gauss_newton_frobenius", "path_norm"}  # want hidden, head and one output
+ARGUMENTS = {
+    "feature_robustness": {"delta": 0.2},
+    "average_sharpness": {"rho": 0.2},
+    "top_eigenvalue": {"tolerance": 1e-4},
+}
+
+
+def built(registry, name):
+    choice = catalog.choose(registry, {name: ARGUMENTS.get(name, {})}, "test")
+    return catalog.build(choice, probes=3)
+
+
+def problem():
+    net, (x, y) = oracles.small_net(), oracles.data(n=40)
+    with torch.no_grad():
+        y[:25] = net(x).argmax(1)[:25]  # better than chance, so that a temperature exists
+    return net, x, y
+
+
+@pytest.mark.parametrize("name", sorted(set(catalog.MEASURES) - TWO_LAYERS))
+def test_single_precision_gives_the_same_number(name, monkeypatch):
+    def same(wanted, generator, dtype):  # torch draws other normals in other precisions
+        return {k: v.to(dtype) for k, v in draw(wanted, generator, torch.float64).items()}
+
+    monkeypatch.setattr(module_under_test, "draw", same)
+    net, x, y = problem()
+    found = []
+    for dtype in (torch.float64, torch.float32):
+        module = copy.deepcopy(net).to(dtype)
+        params = {k: p.detach() for k, p in module.named_parameters()}
+        network = Network(module, cross_entropy, params, {})
+        measure = built(catalog.MEASURES, name)
+        assert measure.definition
+        estimate = evaluate(measure, network, x.to(dtype), y, ("k",))
+        assert math.isfinite(float(estimate.value)) and float(estimate.value) != 0
+        found.append(float(estimate.value))
+    assert found[1] == pytest.approx(found[0], rel=1e-3)
+
+
+@pytest.mark.parametrize("name", sorted(catalog.PENALTIES))
+def test_every_penalty_has_a_gradient(name):
+    net, x, y = problem()
+    net, x = net.float(), x.float()
+    objective = build(net, cross_entropy, [Penalty(built(catalog.PENALTIES, name), 1.0)])
+    seen = objective.see(x, y)
+    total, logs = objective.total(seen, draw(objective.draws(seen), stream(1)))
+    penalty = total - seen.loss
+    grads = torch.autograd.grad(penalty, list(net.parameters()), materialize_grads=True)
+    size = float(torch.stack([g.square().sum() for g in grads]).sum().sqrt())
+    assert math.isfinite(size) and size > 1e-4 * abs(float(penalty.detach())) > 0
+    assert len(logs) == 2

@@ -8,7 +8,7 @@ trace    x
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -58,11 +58,40 @@ def of_gram(phi: Concave, gram: Tensor) -> Tensor:
         values = eigenvalues(gram)
         # Eigenvalues below rounding are zeros; x^q would blow them up.
         return phi(values.where(values > len(values) * 1e-15 * values[-1].detach(), 0.0)).sum()
-    gram = gram.to(torch.float64)
-    eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    factor = torch.linalg.cholesky(gram + phi.lam * eye)
     if phi.kind == "logdet":
+        eye = torch.eye(len(gram), dtype=torch.float64, device=gram.device)
+        factor = torch.linalg.cholesky(gram.to(torch.float64) + phi.lam * eye)
         # log det(K + λ) − n log λ
         return 2 * (factor.diagonal() / phi.lam**0.5).log().sum()
     # n − λ Tr (K + λ)⁻¹
-    return len(gram) - phi.lam * torch.cholesky_inverse(factor).diagonal().sum()
+    rank: Tensor = _SoftRank.apply(gram.to(torch.float64), phi.lam)[0]
+    return rank
+
+
+def _inverse(gram: Tensor, lam: float) -> Tensor:
+    shifted = gram + lam * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    return torch.cholesky_inverse(torch.linalg.cholesky(shifted))
+
+
+class _SoftRank(torch.autograd.Function):
+    """Tr K (K + λ)⁻¹ with its gradient λ (K + λ)⁻², one product where autograd solves again."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(gram: Tensor, lam: float) -> tuple[Tensor, Tensor]:
+        inverse = _inverse(gram, lam)
+        return gram.shape[-1] - lam * inverse.diagonal(dim1=-2, dim2=-1).sum(-1), inverse
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: tuple[Tensor, Tensor]) -> None:
+        ctx.lam = inputs[1]
+        ctx.save_for_backward(inputs[0], output[1])
+        ctx.mark_non_differentiable(output[1])
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, None]:
+        gram, inverse = ctx.saved_tensors
+        if torch.is_grad_enabled():  # differentiated again: the inverse as a function of K
+            inverse = _inverse(gram, ctx.lam)
+        return cotangents[0] * ctx.lam * (inverse @ inverse), None

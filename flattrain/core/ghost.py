@@ -138,6 +138,16 @@ def adaptive_squares(part: Part) -> Tensor:
     return adaptive(part).vectors.square().sum(-1)
 
 
+def radial(part: Part) -> Tensor:
+    """⟨θ, ·⟩ of each per-example gradient (n, C)."""
+    piece = part.piece
+    if isinstance(piece, Direct):
+        return piece.vectors @ part.value
+    whole = piece.whole()
+    weight = part.value.reshape(whole.shape[2], piece.left.shape[4], whole.shape[4])
+    return einsum(piece.left, weight, whole, "n c g s k, g k d, n c g s d -> n c")
+
+
 def matrix(piece: Piece) -> Tensor:
     """The per-example gradients themselves (n, C, P). For small parameters, and for tests."""
     if isinstance(piece, Direct):

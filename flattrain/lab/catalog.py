@@ -73,6 +73,7 @@ MEASURES = {
     "test_error": "measures.loss:error",
     "two_layer_trace": "measures.two_layer_trace:two_layer_trace",
     "top_eigenvalue": "measures.top_eigenvalue:top_eigenvalue",
+    "gap_estimate": "measures.generalisation_gap:gap_estimate",
     "gradient_covariance_trace": "measures.gradient_covariance:gradient_covariance_trace",
     "gauss_newton_frobenius": "measures.gauss_newton:gauss_newton_frobenius",
     "feature_rank": "measures.feature_rank:feature_rank",

@@ -30,6 +30,7 @@ from flattrain.core.layers import (
     is_convolution,
     is_normalisation,
     normalised,
+    padded,
 )
 from flattrain.types import Loss, Seen
 
@@ -96,9 +97,13 @@ def _linear(
     out = F.linear(x, layer.weight, layer.bias)
     if weight is not None:
         left, right, ones = _sides(weight)
-        rows = x.unsqueeze(1) if x.ndim == 2 else x.flatten(1, -2)
-        moved = torch.baddbmm(rows.new_full((), ones), rows, right.transpose(1, 2)) @ left
-        out = out + (step[:, None, None] * moved).reshape(out.shape)
+        if x.ndim == 2 and left.shape[1] == 1:
+            inner = (x * right[:, 0]).sum(1, keepdim=True) + ones
+            out = out + inner * (step[:, None] * left[:, 0])
+        else:
+            rows = x.unsqueeze(1) if x.ndim == 2 else x.flatten(1, -2)
+            moved = torch.baddbmm(rows.new_full((), ones), rows, right.transpose(1, 2)) @ left
+            out = out + (step[:, None, None] * moved).reshape(out.shape)
     return out + _shift(bias, step, out.ndim) if bias is not None else out
 
 
@@ -127,15 +132,14 @@ def _convolution(
             shift = layer.bias + moved[:, size:]
     if bias is not None:
         shift = layer.bias + step[:, None] * ghost.matrix(bias.piece)[:, 0]
-    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    x = F.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
+    x, padding = padded(layer, x)
     convolve = (F.conv1d, F.conv2d, F.conv3d)[len(layer.kernel_size) - 1]
     out = convolve(
         x.flatten(0, 1)[None],
         kernels.flatten(0, 1),
         None if shift is None else shift.expand(n, -1).flatten(),
         layer.stride,
-        0,
+        padding,
         layer.dilation,
         layer.groups * n,
     )

@@ -166,6 +166,14 @@ def is_convolution(layer: nn.Module) -> bool:
     return isinstance(layer, _CONV)
 
 
+def padded(layer: Any, x: Tensor) -> tuple[Tensor, Any]:
+    """The input of a convolution and the zero padding that is left to do."""
+    if layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
+        return x, layer.padding
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    return F.pad(x, layer._reversed_padding_repeated_twice, mode=mode), 0
+
+
 def convolution_gradients(tap: Tap, g: Tensor) -> Tensor:
     """The gradients of a convolution's weight themselves (n, C, P): a convolution with a group per example.
 
@@ -173,12 +181,7 @@ def convolution_gradients(tap: Tap, g: Tensor) -> Tensor:
     """
     layer: Any = tap.module
     c, n, groups = len(g), len(tap.input), layer.groups
-    x = tap.input
-    if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
-        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-        x, padding = F.pad(x, layer._reversed_padding_repeated_twice, mode=mode), 0
-    else:
-        padding = layer.padding
+    x, padding = padded(layer, tap.input)
     shape = (n * c * layer.out_channels, layer.in_channels // groups, *layer.kernel_size)
     of_weight = (conv1d_weight, conv2d_weight, conv3d_weight)[len(layer.kernel_size) - 1]
     found = of_weight(

@@ -54,7 +54,11 @@ class Jet(torch.Tensor):
         target = args[0]
         if name == "__setitem__" or not isinstance(target, Jet):
             raise NotImplementedError(f"{name} writes into a tensor that carries no derivatives")
-        out = _apply(func, name, (Jet(target.c0.clone(), target.c1, target.c2), *args[1:]), given)
+
+        def on_a_copy(first: Tensor, *rest: Any, **options: Any) -> Any:
+            return func(first.clone(), *rest, **options)
+
+        out = _apply(on_a_copy, name, args, given)
         target.c0, target.c1, target.c2 = out.c0, out.c1, out.c2
         return target
 

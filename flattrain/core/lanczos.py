@@ -12,14 +12,14 @@ time only when the first pass cancelled more than 1 − 1/√2 of it ("twice is 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
 
 from flattrain.ranges import Refused
-
-Matvec = Callable[[Tensor], Tensor]
+from flattrain.types import Operator
 
 
 class Eigenvalue(NamedTuple):
@@ -46,7 +46,7 @@ class Tridiagonal(NamedTuple):
 
 
 def tridiagonalise(
-    matvec: Matvec,
+    operator: Operator,
     start: Tensor,
     steps: int,
     stop: Callable[[Tridiagonal], bool] = lambda so_far: False,
@@ -60,11 +60,11 @@ def tridiagonalise(
     alpha, beta = torch.zeros(steps, dtype=torch.float64), torch.zeros(steps, dtype=torch.float64)
     largest = 0.0  # ‖A q‖ so far: what rounding is measured against
     for k in range(steps):
-        w = matvec(basis[k])
+        w = operator(basis[k])
         size = float(w.norm())
         if not size < float("inf"):
             raise Refused(
-                f"product {k + 1} of the operator is not finite; check the loss and the parameters for inf or nan"
+                f"product {k + 1} of the operator is not finite; look for inf or nan in loss or parameters"
             )
         largest = max(largest, size)
         alpha[k] = w @ basis[k]
@@ -90,14 +90,7 @@ def tridiagonalise(
 
 
 def largest(
-    matvec: Matvec,
-    dim: int,
-    generator: Generator,
-    *,
-    tolerance: float = 1e-3,
-    max_products: int = 200,
-    dtype: torch.dtype = torch.float64,
-    device: torch.device | str = "cpu",
+    operator: Operator, generator: Generator, *, tolerance: float = 1e-3, max_products: int = 200
 ) -> Eigenvalue:
     """The largest algebraic eigenvalue, to ‖A v − θ v‖ ≤ tolerance · |θ|."""
 
@@ -109,34 +102,23 @@ def largest(
         value, residual, _ = pair(so_far)
         return residual <= tolerance * abs(value)
 
-    if dim < 1 or max_products < 1:
-        raise Refused(f"Lanczos needs a dimension and a number of products >= 1, got {dim} and {max_products}")
-    start = torch.randn(dim, generator=generator, dtype=torch.float64).to(device, dtype)
-    found = tridiagonalise(matvec, start, max_products, good)
+    if operator.dim < 1 or max_products < 1:
+        raise Refused(
+            f"Lanczos needs max_products >= 1 and parameters, got {max_products} and {operator.dim}"
+        )
+    start = torch.randn(operator.dim, generator=generator, dtype=torch.float64)
+    found = tridiagonalise(operator, start.to(operator.device, operator.dtype), max_products, good)
     value, residual, weights = pair(found)
     products = len(found.diagonal)
     vector = weights.to(found.basis) @ found.basis
-    return Eigenvalue(value, residual, products, products == dim or residual <= tolerance * abs(value), vector)
+    converged = products == operator.dim or residual <= tolerance * abs(value)
+    return Eigenvalue(value, residual, products, converged, vector)
 
 
 def smallest(
-    matvec: Matvec,
-    dim: int,
-    generator: Generator,
-    *,
-    tolerance: float = 1e-3,
-    max_products: int = 200,
-    dtype: torch.dtype = torch.float64,
-    device: torch.device | str = "cpu",
+    operator: Operator, generator: Generator, *, tolerance: float = 1e-3, max_products: int = 200
 ) -> Eigenvalue:
     """The smallest algebraic eigenvalue: minus the largest of −A."""
-    found = largest(
-        lambda v: -matvec(v),
-        dim,
-        generator,
-        tolerance=tolerance,
-        max_products=max_products,
-        dtype=dtype,
-        device=device,
-    )
+    turned = replace(operator, matvec=lambda v: -operator(v))
+    found = largest(turned, generator, tolerance=tolerance, max_products=max_products)
     return found._replace(value=-found.value)

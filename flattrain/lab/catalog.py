@@ -53,6 +53,8 @@ MEASURES = {
     "test_error": "measures.loss:error",
     "two_layer_trace": "measures.two_layer_trace:two_layer_trace",
     "top_eigenvalue": "measures.top_eigenvalue:top_eigenvalue",
+    "smallest_eigenvalue": "measures.top_eigenvalue:smallest_eigenvalue",
+    "hessian_frobenius": "measures.hessian_frobenius:hessian_frobenius",
     "gauss_newton_trace": "measures.gauss_newton_trace:gauss_newton_trace",
     "gauss_newton_frobenius": "measures.gauss_newton:gauss_newton_frobenius",
     "feature_rank": "measures.feature_rank:feature_rank",

@@ -63,7 +63,8 @@ CASES = {
                       short=nn.Conv2d(2, 3, 1, bias=False), head=nn.Linear(6, 3)).eval(), IMAGE),
     "batch norm in training": (
         lambda: nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3)), (6, 4)),
-    "layer norm": (lambda: nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.GELU(), nn.Linear(5, 3)), (6, 4)),
+    "layer norm": (
+        lambda: nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.GELU(), nn.Linear(5, 3)), (6, 4)),
     "group norm": (lambda: nn.Sequential(nn.Linear(4, 6), nn.GroupNorm(2, 6), nn.Linear(6, 3)), (6, 4)),
     "sequence": (
         lambda: Lines(lambda m, x: m.head(m.norm(m.embed((x.abs() * 9).long() % 5)).mean(1)),
@@ -75,7 +76,9 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("loss", [F.cross_entropy, lambda z, y: (z - F.one_hot(y, z.shape[-1])).square().mean()])
+@pytest.mark.parametrize(
+    "loss", [F.cross_entropy, lambda z, y: (z - F.one_hot(y, z.shape[-1])).square().mean()]
+)
 def test_second_coefficients_are_quadratic_forms_of_the_dense_hessian(case, loss):
     build, shape = CASES[case]
     torch.manual_seed(1)
@@ -110,7 +113,9 @@ def test_second_coefficients_are_quadratic_forms_of_the_dense_hessian(case, loss
         wanted = dense(oracles.flat(like))
         torch.testing.assert_close(mine, wanted, rtol=1e-9, atol=1e-12)
         gradient = oracles.flat(
-            dict(zip(live, torch.autograd.grad(mine, list(live.values()), materialize_grads=True), strict=True))
+            dict(
+                zip(live, torch.autograd.grad(mine, list(live.values()), materialize_grads=True), strict=True)
+            )
         )
         if "norm" in case:  # and so are its third derivatives
             exact = oracles.finite_difference(dense, oracles.flat(like), 1e-3)

@@ -83,9 +83,12 @@ def second(value: Tensor) -> Tensor:
 
 
 def _apply(func: Any, name: str, args: tuple[Any, ...], given: dict[str, Any]) -> Any:
-    from flattrain.core.jet_rules import RULES  # the rules are written with jets
+    from flattrain.core.jet_rules import RULES, constant  # the rules are written with jets
 
     rule = RULES.get(name)
+    if rule is not constant and not torch.is_grad_enabled() and _live((args, given)):
+        # The forward of an autograd.Function runs so: its own backward, and the graph, would be lost.
+        raise NotImplementedError(f"{name} runs without gradients, in an autograd.Function or under no_grad")
     out = NotImplemented if rule is None else rule(func, *args, **given)
     return _by_jvp(func, args, given) if out is NotImplemented else out
 
@@ -119,6 +122,10 @@ def _by_jvp(func: Any, args: tuple[Any, ...], given: dict[str, Any]) -> Any:
     return pytree.tree_unflatten(
         [next(jets) if ok else v for ok, v in zip(smooth, rest, strict=True)], out_spec
     )
+
+
+def _live(values: Any) -> bool:
+    return any(isinstance(v, Jet) and v.c0.requires_grad for v in pytree.tree_leaves(values))
 
 
 def _property(func: Any, args: tuple[Any, ...]) -> Any:

@@ -207,13 +207,13 @@ def test_everything_is_left_as_it_was_found_also_after_an_exception(fails):
     state = {k: v.clone() for k, v in net.state_dict().items()}
     grads = [None if p.grad is None else p.grad.clone() for p in net.parameters()]
     modes, chance = [m.training for m in net.modules()], torch.get_rng_state()
-    ran, weight, head = [], net[0].weight, net[4].weight
+    ran, weight, head, running = [], net[0].weight, net[4].weight, net[1].running_mean
 
     def spoil(model, inputs):
         out = model(inputs)
         ran.append(model.training)
         model.train()
-        model[1].running_mean.add_(1)
+        running.add_(1)
         head.requires_grad_(False)
         head.grad = None
         if weight.grad is not None:

@@ -4,7 +4,7 @@
     loss = objective(x, y)
     loss.backward()
 
-One forward pass serves the loss and every penalty. The gradient is exact: it is that of the measure itself,
+One forward pass serves the loss and every penalty; `HessianTrace` adds one for each of its probes. The gradient is exact: it is that of the measure itself,
 through the curvature, for all parameters.
 """
 
@@ -60,9 +60,11 @@ def SoftRank(
     return Penalty(soft_rank(lam=lam, layers=chosen, columns=columns), weight)
 
 
-def HessianTrace(*, weight: float, probes: int = 1) -> Penalty:
-    """λ Tr ∇²L over all trainable parameters by Hutchinson probes; see `measures.hessian_trace`."""
-    return Penalty(hessian_trace(probes=probes), weight)
+def HessianTrace(
+    *, weight: float, probes: int = 1, form: Literal["hutchinson", "control"] = "hutchinson"
+) -> Penalty:
+    """λ Tr ∇²L over all trainable parameters by probes; see `measures.hessian_trace`."""
+    return Penalty(hessian_trace(probes=probes, form=form), weight)
 
 
 class Regularized:

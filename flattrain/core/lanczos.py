@@ -22,6 +22,10 @@ from flattrain.ranges import Refused
 from flattrain.types import Operator
 
 
+class NotFinite(Refused):
+    """A product of the operator has inf or nan in it."""
+
+
 class Eigenvalue(NamedTuple):
     value: float
     residual: float  # ‖A v − θ v‖ for the Ritz pair
@@ -63,7 +67,7 @@ def tridiagonalise(
         w = operator(basis[k])
         size = float(w.norm())
         if not size < float("inf"):
-            raise Refused(
+            raise NotFinite(
                 f"product {k + 1} of the operator is not finite; look for inf or nan in loss or parameters"
             )
         largest = max(largest, size)

@@ -1,15 +1,10 @@
-"""Curvature of the mean loss as matrix-free symmetric operators on flat vectors.
+"""The Hessian of the mean loss as a matrix-free symmetric operator on flat vectors, and what is made of one.
 
-    Hessian        H v = ∇²L v                                        (Pearlmutter 1994)
-    Gauss–Newton   G v = mean_i J_iᵀ S_i J_i v,   S_i = ∇²_f ℓ_i      (Schraudolph 2002)
-    Fisher         F v = mean_i J_iᵀ S_i J_i v,   S_i by its type     (Kunstner et al. 2019)
+    hessian     H v = Σ_b (n_b / n) ∇²L_b v        (Pearlmutter 1994)
+    block       the rows and columns of some parameters
+    adaptive    D H D,  D = diag |θ|               (Kwon et al. 2021)
 
-        "type-2"      S_i = L_i L_iᵀ from the output Hessian: exact, and G for cross entropy or squared error
-        "mc"          S_i = r r ᵀ with r the gradient at one label drawn from the model's own predictive
-        "empirical"   S_i = r r ᵀ with r the gradient at the true label; it is no Fisher matrix at all unless
-                      the model fits its labels in distribution
-
-J_i is the Jacobian of the outputs f_i (K,) in the parameters. Batches are weighted by their counts, whatever
+Batches are weighted by their counts, whatever
 their sizes, and must come in the same order in every pass. A single batch is run once and its graph kept for
 all products; several are run again for each. Parameters that the loss does not use give zeros; those which
 are not in `params` are constants.
@@ -18,19 +13,17 @@ are not in `params` are constants.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from flattrain.core.probes import stream
 from flattrain.core.trees import flatten, unflatten
 from flattrain.ranges import Refused, suggest
-from flattrain.types import Loss, Operator, Params
+from flattrain.types import Operator, Params
 
 LossFn = Callable[[Params, Any, Tensor], Tensor]
-Run = Callable[[Params, Any], Tensor]
 Batches = Iterable[tuple[Any, Tensor]]
 Product = Callable[[list[Tensor]], list[Tensor]]
 
@@ -40,98 +33,10 @@ def hessian(loss: LossFn, params: Params, batches: Batches) -> Operator:
 
     def prepare(live: Params, x: Any, y: Tensor, number: int) -> Product:
         leaves = list(live.values())
-        gradient = _grad([loss(live, x, y)], leaves, None, create=True)
-        return lambda v: _grad(gradient, leaves, v)
+        gradient = derivative([loss(live, x, y)], leaves, None, create=True)
+        return lambda v: derivative(gradient, leaves, v)
 
-    return _operator(prepare, params, batches)
-
-
-def gauss_newton(run: Run, criterion: Loss, params: Params, batches: Batches) -> Operator:
-    """G, with `run(params, x)` the outputs (n, K) and a loss whose output Hessian is known."""
-    if criterion.factor is None:
-        raise Refused(
-            f"the output Hessian of the loss {criterion.name!r} is unknown; use cross entropy, squared error"
-            " (flattrain.core.losses), or the Hessian or the empirical Fisher"
-        )
-    factor = criterion.factor
-
-    def square(outputs: Tensor, y: Tensor, number: int) -> Tensor:
-        return factor(outputs)
-
-    return _sandwich(square, run, params, batches)
-
-
-def fisher(
-    run: Run,
-    criterion: Loss,
-    params: Params,
-    batches: Batches,
-    *,
-    kind: Literal["type-2", "mc", "empirical"] = "type-2",
-    generator: Generator | None = None,
-) -> Operator:
-    """F of the given type; "mc" takes its labels from `generator`, once for all products.
-
-    "mc" is for evaluation only. As a penalty, labels drawn with the labels detached are right in value and
-    84 % off in gradient, because the labels' own dependence on the parameters is lost.
-    """
-    if kind == "type-2":
-        return gauss_newton(run, criterion, params, batches)
-    if kind == "empirical":
-        return _sandwich(lambda z, y, k: _slope(criterion, z, y), run, params, batches)
-    if kind != "mc":
-        raise Refused(f"fisher: kind must be one of 'type-2', 'mc', 'empirical', got {kind!r}")
-    if generator is None or criterion.factor is None:
-        raise Refused(
-            "fisher: kind='mc' needs a generator, and a loss that is cross entropy or squared error"
-        )
-    key, factor = int(torch.randint(2**62, (), generator=generator)), criterion.factor
-
-    def drawn(outputs: Tensor, y: Tensor, number: int) -> Tensor:
-        chance = stream(key, "labels", number)
-        if criterion.name == "cross_entropy":
-            p = outputs.softmax(-1)
-            label = torch.multinomial(p.cpu(), 1, generator=chance).to(p.device)
-            return (p - torch.zeros_like(p).scatter(-1, label, 1.0)).unsqueeze(-1)
-        # ℓ = (c/2)‖f − y‖² is a normal likelihood of variance 1/c: its gradient at a drawn y is √c ε = L ε.
-        noise = torch.randn(outputs.shape, generator=chance, dtype=outputs.dtype).to(outputs.device)
-        return factor(outputs) @ noise.unsqueeze(-1)
-
-    return _sandwich(drawn, run, params, batches)
-
-
-def _slope(criterion: Loss, outputs: Tensor, y: Tensor) -> Tensor:
-    """∂ℓ_i/∂f_i (n, K, 1)."""
-    at = outputs.detach().requires_grad_()
-    (r,) = torch.autograd.grad(criterion.mean(at, y), at)
-    return len(outputs) * r.unsqueeze(-1)
-
-
-def _sandwich(
-    root: Callable[[Tensor, Tensor, int], Tensor], run: Run, params: Params, batches: Batches
-) -> Operator:
-    """mean_i J_iᵀ L_i L_iᵀ J_i, with root(outputs, y, number of the batch) = L (n, K, C)."""
-
-    def prepare(live: Params, x: Any, y: Tensor, number: int) -> Product:
-        leaves = list(live.values())
-        outputs = run(live, x)
-        if outputs.ndim != 2:
-            raise Refused(
-                f"outputs of shape {tuple(outputs.shape)}: the Gauss–Newton matrix takes (n, outputs)"
-            )
-        factor = root(outputs.detach(), y, number)
-        # J v is the derivative of u ↦ Jᵀu: two reverse sweeps over a graph that is kept.
-        dual = torch.zeros_like(outputs, requires_grad=True)
-        pulled = _grad([outputs], leaves, [dual], create=True)
-
-        def product(v: list[Tensor]) -> list[Tensor]:
-            (pushed,) = _grad(pulled, [dual], v)
-            middle = factor @ (factor.mT @ pushed.unsqueeze(-1))
-            return _grad([outputs], leaves, [middle.squeeze(-1) / len(outputs)])
-
-        return product
-
-    return _operator(prepare, params, batches)
+    return assemble(prepare, params, batches)
 
 
 def of_matrix(matrix: Tensor) -> Operator:
@@ -139,9 +44,10 @@ def of_matrix(matrix: Tensor) -> Operator:
     return Operator(lambda v: matrix @ v, {"matrix": len(matrix)}, matrix.dtype, matrix.device)
 
 
-def _operator(
+def assemble(
     prepare: Callable[[Params, Any, Tensor, int], Product], params: Params, batches: Batches
 ) -> Operator:
+    """Σ_b (n_b / n) A_b, with prepare(live parameters, x, y, number of the batch) = the product with A_b."""
     if iter(batches) is batches:
         raise Refused("the batches can be read only once; pass a list of (x, y), or a DataLoader")
     counts = [len(y) for _, y in batches]
@@ -176,7 +82,7 @@ def _operator(
     return Operator(matvec, sizes, first.dtype, first.device)
 
 
-def _grad(
+def derivative(
     values: list[Tensor], leaves: list[Tensor], along: list[Tensor] | None, create: bool = False
 ) -> list[Tensor]:
     """Σ along · ∂values/∂leaves on a graph that is kept; zeros for what does not depend on the leaves."""

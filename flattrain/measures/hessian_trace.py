@@ -87,8 +87,8 @@ def _reduce(statistic: Statistic) -> Estimate:
 def hessian_trace(*, probes: Count = 1, form: Literal["hutchinson", "control"] = "hutchinson") -> Measure:
     """Tr ∇²L with `probes` Rademacher probes.
 
-    As a penalty one probe costs about 2.6 plain steps on a multi-layer perceptron and 6 on a residual net;
-    the control form adds the exact Gauss–Newton trace.
+    A training step with one probe takes 3.7 plain steps on a multi-layer perceptron 784-512-256-10 at batch
+    128, and 7.5 on a small residual net; in the control form 7.9 on the perceptron.
     """
     return Measure(
         "hessian_trace",

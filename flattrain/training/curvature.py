@@ -14,9 +14,10 @@ from typing import Any, Literal
 
 from torch import Generator, Tensor, nn
 
+from flattrain.core.fisher import fisher, gauss_newton
 from flattrain.core.functional import Forward, call, see
 from flattrain.core.losses import recognise
-from flattrain.core.operators import Batches, fisher, gauss_newton, hessian
+from flattrain.core.operators import Batches, hessian
 from flattrain.core.untouched import untouched
 from flattrain.ranges import checked
 from flattrain.types import Loss, Operator, Params, Seen
@@ -36,7 +37,7 @@ def curvature(
 
     batches : (x, y) pairs that can be read again and again in the same order, e.g. a DataLoader without
               shuffling. Tied parameters count once, frozen ones are left out.
-    kind    : "type-2", "mc" and "empirical" are Fisher matrices, see `core.operators`; "mc" draws its labels
+    kind    : "type-2", "mc" and "empirical" are Fisher matrices, see `core.fisher`; "mc" draws its labels
               from `generator`.
     """
     criterion = recognise(loss_fn)

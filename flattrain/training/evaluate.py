@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from flattrain.core.functional import see
+from flattrain.core.lanczos import NotFinite
 from flattrain.core.operators import hessian
 from flattrain.core.probes import draw, stream
 from flattrain.core.untouched import untouched
@@ -54,7 +55,11 @@ def _operator(measure: Spectral, network: Network, x: Tensor, y: Tensor, key: Ke
     def loss(live: Params, bx: Tensor, by: Tensor) -> Tensor:
         return _see(network, live, bx, by).loss
 
-    return measure.estimate(hessian(loss, network.params, list(_chunks(x, y))), stream(*key, "lanczos"))
+    operator = hessian(loss, network.params, list(_chunks(x, y)))
+    try:
+        return measure.estimate(operator, stream(*key, "lanczos"))
+    except NotFinite:  # the run has diverged: its row says so, and the others go on
+        return Estimate(float("nan"), float("nan"))
 
 
 def _see(network: Network, live: Params, x: Tensor, y: Tensor, layers: tuple[str, ...] = ()) -> Seen:

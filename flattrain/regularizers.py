@@ -4,8 +4,8 @@
     loss = objective(x, y)
     loss.backward()
 
-One forward pass serves the loss and every penalty; `HessianTrace` adds one for each of its probes. The gradient is exact: it is that of the measure itself,
-through the curvature, for all parameters.
+One forward pass serves the loss and every penalty; `HessianTrace` adds one for each of its probes. The
+gradient is exact: it is that of the measure itself, through the curvature, for all parameters.
 """
 
 from __future__ import annotations

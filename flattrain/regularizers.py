@@ -4,8 +4,8 @@
     loss = objective(x, y)
     loss.backward()
 
-One forward pass serves the loss and every penalty. The gradient is exact: it is that of the measure itself,
-through the curvature, for all parameters.
+One forward pass serves the loss and every penalty; `HessianTrace` adds one for each of its probes. The
+gradient is exact: it is that of the measure itself, through the curvature, for all parameters.
 """
 
 from __future__ import annotations
@@ -97,9 +97,11 @@ def GaussNewtonTrace(
     return Penalty(gauss_newton_trace(columns=columns, uncovered=uncovered), weight)
 
 
-def HessianTrace(*, weight: float, probes: int = 1) -> Penalty:
-    """λ Tr ∇²L over all trainable parameters by Hutchinson probes; see `measures.hessian_trace`."""
-    return Penalty(hessian_trace(probes=probes), weight)
+def HessianTrace(
+    *, weight: float, probes: int = 1, form: Literal["hutchinson", "control"] = "hutchinson"
+) -> Penalty:
+    """λ Tr ∇²L over all trainable parameters by probes; see `measures.hessian_trace`."""
+    return Penalty(hessian_trace(probes=probes, form=form), weight)
 
 
 class Regularized:

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias
 
 if TYPE_CHECKING:
+    import torch
     from torch import Generator, Tensor, nn
 
 Params: TypeAlias = "dict[str, Tensor]"
@@ -172,9 +173,29 @@ class Measure:
 
 
 @dataclass(frozen=True)
+class Operator:
+    """A symmetric matrix A on the parameters, known by its products alone (`core.operators`).
+
+    matvec : v (dim,) -> A v (dim,), on flat vectors in the order of `sizes`, which names the parameters.
+    """
+
+    matvec: Callable[[Tensor], Tensor]
+    sizes: dict[str, int]
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def dim(self) -> int:
+        return sum(self.sizes.values())
+
+    def __call__(self, vector: Tensor) -> Tensor:
+        return self.matvec(vector)
+
+
+@dataclass(frozen=True)
 class Spectral:
     """A quantity read off the Hessian as a matrix-free operator over a whole data set."""
 
     name: str
-    estimate: Callable[[Callable[[Tensor], Tensor], int, Generator], Estimate]
+    estimate: Callable[[Operator, Generator], Estimate]
     definition: str

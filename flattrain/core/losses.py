@@ -188,13 +188,13 @@ def mass(criterion: Loss, target: Tensor) -> float:
     return float(len(target) if criterion.weights is None else criterion.weights(target).sum())
 
 
-def example_slopes(seen: Seen) -> Tensor:
+def example_slopes(criterion: Loss, loss: Tensor, outputs: Tensor, target: Tensor) -> Tensor:
     """v (n, K) with √w_i ∂ℓ_i/∂f_i, so that mean_i ‖J_iᵀ v_i‖² = Σ w_i ‖∇ℓ_i‖² / Σ w_i."""
     # The loss is separable in the outputs, so row i is the gradient of example i's own loss.
-    (delta,) = torch.autograd.grad(seen.loss * len(seen.outputs), seen.outputs, create_graph=True)
-    if seen.criterion.weights is None:
+    (delta,) = torch.autograd.grad(loss * len(outputs), outputs, create_graph=True)
+    if criterion.weights is None:
         return delta
-    w = seen.criterion.weights(seen.target)
+    w = criterion.weights(target)
     relative = (w * len(w) / w.sum()).to(delta.dtype)
     return delta * relative.where(relative > 0, 1.0).rsqrt()[:, None]
 
@@ -207,21 +207,26 @@ def output_trace(seen: Seen, weight: Tensor) -> Tensor:
     return trace if scale is None else trace * scale
 
 
-def output_root(seen: Seen, what: str) -> Tensor:
+def root_of(criterion: Loss, outputs: Tensor, target: Tensor, what: str) -> Tensor:
     """L (n, K, K) with S_i = L_i L_iᵀ the Hessian of n · loss in the outputs of example i."""
-    if seen.criterion.factor is None:
+    if criterion.factor is None:
         raise Refused(
-            f"{what} needs the output Hessian of the loss, unknown for {seen.criterion.name!r}; use cross "
+            f"{what} needs the output Hessian of the loss, unknown for {criterion.name!r}; use cross "
             "entropy, squared error or binary cross entropy (flattrain.core.losses)"
         )
-    if seen.outputs.ndim != 2:
+    if outputs.ndim != 2:
         raise Refused(
-            f"{what} needs outputs (n, K), the network gives {tuple(seen.outputs.shape)}; pass "
+            f"{what} needs outputs (n, K), the network gives {tuple(outputs.shape)}; pass "
             "forward=lambda model, x: ... that returns one row per example"
         )
-    root = seen.criterion.factor(seen.outputs)
-    scale = relative_weights(seen.criterion, seen.target, root)
+    root = criterion.factor(outputs)
+    scale = relative_weights(criterion, target, root)
     return root if scale is None else root * scale.sqrt()[:, None, None]
+
+
+def output_root(seen: Seen, what: str) -> Tensor:
+    """L of the pass; see `root_of`."""
+    return root_of(seen.criterion, seen.outputs, seen.target, what)
 
 
 def root_vectors(seen: Seen, sketch: Tensor | None, what: str) -> list[Tensor]:

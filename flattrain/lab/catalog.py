@@ -75,6 +75,8 @@ MEASURES = {
     "top_eigenvalue": "measures.top_eigenvalue:top_eigenvalue",
     "gap_estimate": "measures.generalisation_gap:gap_estimate",
     "gradient_covariance_trace": "measures.gradient_covariance:gradient_covariance_trace",
+    "smallest_eigenvalue": "measures.top_eigenvalue:smallest_eigenvalue",
+    "hessian_frobenius": "measures.hessian_frobenius:hessian_frobenius",
     "gauss_newton_frobenius": "measures.gauss_newton:gauss_newton_frobenius",
     "feature_rank": "measures.feature_rank:feature_rank",
     "weight_norm": "measures.norms:weight_norm",

@@ -117,7 +117,10 @@ def gap_statistic(seen: Seen, noise: Mapping[str, Tensor], uncovered: ghost.Unco
     weights = None if seen.criterion.weights is None else seen.criterion.weights(seen.target)
     if weights is not None and bool((weights != 1).any()):
         raise Refused("gap_estimate: examples must weigh the same; drop class weights and ignored labels")
-    vectors = [*root_vectors(seen, None, "gap_estimate"), example_slopes(seen)]
+    vectors = [
+        *root_vectors(seen, None, "gap_estimate"),
+        example_slopes(seen.criterion, seen.loss, seen.outputs, seen.target),
+    ]
     parts = ghost.pieces(seen, vectors, "gap_estimate", uncovered)
     column = torch.ones_like(seen.outputs[:, :1])
     return {

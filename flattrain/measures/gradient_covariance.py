@@ -26,7 +26,9 @@ def gradient_covariance_trace(*, uncovered: Literal["refuse", "dense"] = "refuse
 
     def statistic(seen: Seen, noise: Mapping[str, Tensor]) -> Statistic:
         what = "gradient_covariance_trace"
-        parts = ghost.pieces(seen, [example_slopes(seen)], what, uncovered)
+        parts = ghost.pieces(
+            seen, [example_slopes(seen.criterion, seen.loss, seen.outputs, seen.target)], what, uncovered
+        )
         live = list(seen.params.values())
         mean = torch.autograd.grad(seen.loss, live, create_graph=True, materialize_grads=True)
         return {

@@ -3,7 +3,7 @@
 Under class weights a batch counts as much as it does in the loss, Σ w_i in place of n_b.
 Where the statistic has a row per example, the rows of all batches are put together instead.
 
-Nothing is trained or changed: the parameters are detached copies, and the module's mode is restored.
+Nothing is trained or changed: the parameters are detached copies, and the module is left as it was found.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from flattrain.core.functional import see
+from flattrain.core.lanczos import NotFinite
 from flattrain.core.losses import mass
 from flattrain.core.operators import hessian
 from flattrain.core.probes import draw, stream
+from flattrain.core.untouched import untouched
 from flattrain.training.objective import layers_of
 from flattrain.types import Estimate, Measure, Network, Params, Seen, Spectral
 
@@ -27,14 +29,11 @@ Key = tuple[int | str, ...]
 
 def evaluate(measure: Measure | Spectral, network: Network, x: Tensor, y: Tensor, key: Key) -> Estimate:
     """The measure on the examples (x, y); `key` names the stream of its probes."""
-    was_training = network.module.training
-    network.module.eval()
-    try:
+    with untouched(network.module):
+        network.module.eval()
         if isinstance(measure, Spectral):
             return _operator(measure, network, x, y, key)
         return _mean(measure, network, x, y, key)
-    finally:
-        network.module.train(was_training)
 
 
 def _mean(measure: Measure, network: Network, x: Tensor, y: Tensor, key: Key) -> Estimate:
@@ -60,9 +59,12 @@ def _operator(measure: Spectral, network: Network, x: Tensor, y: Tensor, key: Ke
     def loss(live: Params, bx: Tensor, by: Tensor) -> Tensor:
         return _see(network, live, bx, by).loss
 
-    matvec, dim = hessian(loss, network.params, list(_chunks(x, y)))
-    dtype = next(iter(network.params.values())).dtype
-    return measure.estimate(lambda v: matvec(v.to(dtype)), dim, stream(*key, "lanczos"))
+    batches = list(_chunks(x, y))
+    operator = hessian(loss, network.params, batches, lambda y: mass(network.criterion, y))
+    try:
+        return measure.estimate(operator, stream(*key, "lanczos"))
+    except NotFinite:  # the run has diverged: its row says so, and the others go on
+        return Estimate(float("nan"), float("nan"))
 
 
 def _see(network: Network, live: Params, x: Tensor, y: Tensor, layers: tuple[str, ...] = ()) -> Seen:

@@ -157,8 +157,112 @@ def test_coupled_nets_are_refused_and_hutchinson_serves_them():
     assert abs(found.value - torch.trace(h)) < 4 * found.standard_error
 
 
+@pytest.mark.parametrize("kind", ["tanh", "softplus", "relu"])
+@pytest.mark.parametrize("loss", ["ce", "mse"])
+@pytest.mark.parametrize("form", ["hutchinson", "control"])
+def test_both_forms_over_a_basis_are_the_trace_and_so_are_their_gradients(kind, loss, form):
+    net, (x, y) = oracles.small_net(kind, (3, 4, 3)), oracles.data(n=7, inputs=3)
+    criterion, mean = cross_entropy, F.cross_entropy
+    if loss == "mse":
+        criterion, mean, y = squared_error, squared_error.mean, F.one_hot(y, 3).double()
+    total = sum(p.numel() for p in net.parameters())
+    live = {k: p.detach().requires_grad_() for k, p in net.named_parameters()}
+    value = value_of(hessian_trace(probes=total, form=form), net, criterion, x, y, live, basis_probes(net))
+    torch.testing.assert_close(value, torch.trace(oracles.full_hessian(net, mean, x, y)), rtol=1e-10, atol=0)
+    mine = oracles.flat(dict(zip(live, torch.autograd.grad(value, list(live.values())), strict=True)))
+    exact = oracles.gradient_of(lambda h, params: torch.trace(h), net, mean, x, y)
+    torch.testing.assert_close(mine, exact, rtol=1e-9, atol=1e-11)
+
+
+def test_the_control_form_probes_only_what_gauss_newton_leaves():
+    from flattrain.training.evaluate import evaluate
+    from flattrain.types import Network
+
+    net, (x, y) = oracles.small_net("softplus"), oracles.data()
+    h = oracles.full_hessian(net, F.cross_entropy, x, y)
+    g = h * 0
+    like = {k: p.detach() for k, p in net.named_parameters()}
+    for row in x:
+        j = torch.func.jacrev(
+            lambda v, row=row: torch.func.functional_call(net, oracles.rebuild(v, like), (row[None],))[0]
+        )(oracles.flat(like))
+        p = net(row).detach().softmax(-1)
+        g += j.T @ (torch.diag(p) - torch.outer(p, p)) @ j / len(x)
+    rest = h - g
+    per_probe = (2 * (rest.square().sum() - rest.diagonal().square().sum())).sqrt()
+    network = Network(net, cross_entropy, like, {})
+    found = evaluate(hessian_trace(probes=500, form="control"), network, x, y, (0,))
+    assert float(found.standard_error) == pytest.approx(float(per_probe) / 500**0.5, rel=0.15)
+    assert abs(found.value - torch.trace(h)) < 4 * found.standard_error
+
+
+def test_where_there_is_no_forward_mode_double_backward_takes_its_place_and_says_so():
+    class Square(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x * x
+
+        @staticmethod
+        def backward(ctx, g):
+            (x,) = ctx.saved_tensors
+            return 2 * x * g
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = torch.nn.Linear(4, 3)
+
+        def forward(self, x):
+            return Square.apply(self.head(x))
+
+    torch.manual_seed(0)
+    net, (x, y) = Net(), oracles.data()
+    probes = basis_probes(net)
+    with pytest.warns(UserWarning, match="hessian_trace takes double backward"):
+        value = value_of(hessian_trace(probes=15), net, cross_entropy, x, y, noise=probes)
+    rows = torch.autograd.functional.hessian(
+        lambda w, b: F.cross_entropy((x @ w.T + b).square(), y), tuple(p.detach() for p in net.parameters())
+    )
+    trace = rows[0][0].reshape(12, 12).trace() + rows[1][1].trace()
+    torch.testing.assert_close(value, trace, rtol=1e-10, atol=0)
+    mine = torch.autograd.grad(value, net.head.weight)[0]
+    assert torch.isfinite(mine).all() and mine.abs().max() > 0
+    with pytest.raises(Refused, match="form='control' needs forward mode"):
+        value_of(hessian_trace(form="control"), net, cross_entropy, x, y)
+
+
+def test_batch_norm_in_eval_mode_and_convolutions():
+    torch.manual_seed(0)
+    nn = torch.nn
+    net = nn.Sequential(
+        nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Tanh(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(2, 3)
+    ).eval()
+    net[1].running_mean.normal_()
+    net[1].running_var.uniform_(0.5, 2)
+    x, y = torch.randn(6, 1, 4, 4), torch.arange(6) % 3
+    total = sum(p.numel() for p in net.parameters())
+    live = {k: p.detach().requires_grad_() for k, p in net.named_parameters()}
+    value = _at_buffers(hessian_trace(probes=total), net, x, y, live, basis_probes(net))
+    buffers = dict(net.named_buffers())
+    h = oracles.full_hessian(net, F.cross_entropy, x, y, buffers)
+    torch.testing.assert_close(value, torch.trace(h), rtol=1e-10, atol=0)
+    mine = oracles.flat(dict(zip(live, torch.autograd.grad(value, list(live.values())), strict=True)))
+    exact = oracles.gradient_of(lambda h, params: torch.trace(h), net, F.cross_entropy, x, y)
+    torch.testing.assert_close(mine, exact, rtol=1e-9, atol=1e-11)
+
+
+def _at_buffers(measure, net, x, y, live, noise):
+    from flattrain.core.functional import see
+
+    seen = see(net, cross_entropy, x, y, params=live, buffers=dict(net.named_buffers()))
+    return measure.reduce(measure.statistic(seen, noise)).value
+
+
 def test_laws():
     net, (x, y) = oracles.small_net(), oracles.data()
+    vmap_is_loop(hessian_trace(probes=2, form="control"), net, x, y)
+    vmap_is_loop(hessian_trace(), oracles.small_net("softplus"), x, y)
     vmap_is_loop(hessian_trace(probes=2), net, x, y)
     vmap_is_loop(gauss_newton_trace(), net, x, y)
     one_batch_is_many(gauss_newton_trace(), net, x, y)

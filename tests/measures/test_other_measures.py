@@ -11,9 +11,10 @@ from torch.nn import functional as F
 from flattrain.core.losses import cross_entropy, squared_error
 from flattrain.measures.feature_rank import feature_rank
 from flattrain.measures.gauss_newton import gauss_newton_frobenius
+from flattrain.measures.hessian_frobenius import hessian_frobenius
 from flattrain.measures.loss import error, loss
 from flattrain.measures.norms import path_norm, weight_norm
-from flattrain.measures.top_eigenvalue import top_eigenvalue
+from flattrain.measures.top_eigenvalue import smallest_eigenvalue, top_eigenvalue
 from flattrain.problems.parity import parity
 from flattrain.problems.two_layer import generalising, memorising
 from flattrain.ranges import Refused
@@ -38,6 +39,21 @@ def test_top_eigenvalue_is_that_of_the_explicit_hessian():
     assert found.value == pytest.approx(float(wanted), rel=1e-10)
     loose = evaluate(top_eigenvalue(tolerance=1e-2), network, x, y, (1,))
     assert abs(loose.value - float(wanted)) <= loose.standard_error + 1e-12
+
+
+def test_smallest_eigenvalue_and_frobenius_norm_are_those_of_the_explicit_hessian():
+    net, (x, y) = oracles.small_net(), oracles.data()
+    h = oracles.full_hessian(net, F.cross_entropy, x, y)
+    network = Network(net, cross_entropy, {k: p.detach() for k, p in net.named_parameters()}, {})
+    found = evaluate(smallest_eigenvalue(tolerance=1e-10), network, x, y, (1,))
+    wanted = float(torch.linalg.eigvalsh(h)[0])
+    assert wanted < -0.01 and found.value == pytest.approx(wanted, rel=1e-10)
+    found = evaluate(hessian_frobenius(probes=400), network, x, y, (1,))
+    # Var ‖Hz‖² = 2 Σ_{i≠j} (H²)_ij² for ±1 entries, and the root halves the relative error.
+    square = h @ h
+    spread = (2 * (square.square().sum() - square.diagonal().square().sum())).sqrt()
+    assert float(found.standard_error) == pytest.approx(float(spread / 400**0.5 / (2 * h.norm())), rel=0.15)
+    assert abs(found.value - float(h.norm())) < 4 * found.standard_error
 
 
 def test_gauss_newton_frobenius_at_interpolation_is_the_hessians():

@@ -1,0 +1,70 @@
+"""The curvature of your own model as an operator: the Hessian, the Gauss–Newton matrix, a Fisher matrix.
+
+    operator = curvature(model, F.cross_entropy, loader, kind="hessian")
+    largest(operator, stream(0)).value
+
+The model is in eval mode within each product and left as it was found, whatever happens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any, Literal
+
+from torch import Generator, Tensor, nn
+
+from flattrain.core.fisher import fisher, gauss_newton
+from flattrain.core.functional import Forward, call, see
+from flattrain.core.losses import mass, recognise
+from flattrain.core.operators import Batches, hessian
+from flattrain.core.untouched import untouched
+from flattrain.ranges import checked
+from flattrain.types import Loss, Operator, Params, Seen
+
+
+@checked
+def curvature(
+    model: nn.Module,
+    loss_fn: Callable[[Tensor, Tensor], Tensor] | Loss,
+    batches: Batches,
+    *,
+    kind: Literal["hessian", "gauss_newton", "type-2", "mc", "empirical"] = "hessian",
+    forward: Forward = call,
+    generator: Generator | None = None,
+) -> Operator:
+    """The operator over all trainable parameters, at their values now, on all examples of `batches`.
+
+    batches : (x, y) pairs that can be read again and again in the same order, e.g. a DataLoader without
+              shuffling. Tied parameters count once, frozen ones are left out.
+    kind    : "type-2", "mc" and "empirical" are Fisher matrices, see `core.fisher`; "mc" draws its labels
+              from `generator`.
+    """
+    criterion = recognise(loss_fn)
+    params: Params = {k: p.detach().clone() for k, p in model.named_parameters() if p.requires_grad}
+    buffers: Params = {k: b.detach().clone() for k, b in model.named_buffers()}
+
+    def seen(live: Params, x: Any, y: Tensor | None) -> Seen:
+        copies = {k: b.clone() for k, b in buffers.items()}
+        loss = criterion if y is not None else replace(criterion, mean=lambda z, _: z.sum())
+        return see(model, loss, x, y, params=live, buffers=copies, forward=forward, higher_order=True)  # type: ignore[arg-type]
+
+    def run(live: Params, x: Any) -> Tensor:
+        return seen(live, x, None).outputs
+
+    with untouched(model):
+        if kind == "hessian":
+            weigh = partial(mass, criterion)
+            found = hessian(lambda live, x, y: seen(live, x, y).loss, params, batches, weigh)
+        elif kind == "gauss_newton":
+            found = gauss_newton(run, criterion, params, batches)
+        else:
+            found = fisher(run, criterion, params, batches, kind=kind, generator=generator)
+
+    def matvec(vector: Tensor) -> Tensor:
+        with untouched(model):
+            model.eval()
+            return found(vector)
+
+    return replace(found, matvec=matvec)

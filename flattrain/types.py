@@ -129,6 +129,7 @@ class Seen(NamedTuple):
     taps: dict[str, Tap]  # by the layer's name; a second run of the layer is "name (2)"
     norms: Norms  # normalisations that measures must beware of (core.eager), as they ran
     norms_after: dict[str, Norms]  # those that ran behind a tapped layer
+    differentiable: bool  # whether the measure will be differentiated; if not, it keeps no graph of its own
     run: Run  # another pass, at other parameters, inputs or features
 
 

@@ -41,12 +41,14 @@ def see(
     buffers: Params | None = None,
     forward: Forward = call,
     higher_order: bool = False,
+    differentiable: bool = True,
 ) -> Seen:
     """Run the model once and return all that measures may use.
 
     With `params` the call is functional (the module's own weights are not touched); without, the
     module's trainable parameters are the live ones. `higher_order` keeps fused attention, which has no
-    double backward, out of the graph.
+    double backward, out of the graph. `differentiable` says that what is
+    measured will be differentiated itself.
     """
     taps: dict[str, Tap] = {}
     passed: dict[str, Tensor] = {}  # what the rest of the net saw of each run's output
@@ -54,7 +56,8 @@ def see(
     norms_after: dict[str, list[tuple[str, nn.Module]]] = {}
     norms: list[tuple[str, nn.Module]] = []
 
-    copying = any(getattr(part, "inplace", False) for part in module.modules())
+    parts = list(module.named_modules())
+    copying = any(getattr(part, "inplace", False) for _, part in parts)
 
     def tap(name: str) -> Callable[..., Tensor]:
         def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -88,9 +91,9 @@ def see(
             return _functional(module, forward, at, copies, inputs)
 
     with ExitStack() as stack:
-        for name, layer in resolve(module, layers).items():
-            stack.callback(layer.register_forward_hook(tap(name)).remove)
-        for name, part in module.named_modules():
+        for name in layers:  # checked once, when an objective is built
+            stack.callback(module.get_submodule(name).register_forward_hook(tap(name)).remove)
+        for name, part in parts:
             if unsafe(part) or couples(part):
                 stack.callback(part.register_forward_hook(norm(name)).remove)
         if higher_order:
@@ -123,6 +126,7 @@ def see(
         taps,
         tuple(norms),
         {k: tuple(v) for k, v in norms_after.items()},
+        differentiable,
         again,
     )
 

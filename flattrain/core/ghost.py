@@ -16,11 +16,12 @@ Everything stays on the autograd graph. Goodfellow 2015 for the norms in linear 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
 from einops import einsum, rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from flattrain.core.eager import need_separable
 from flattrain.core.gram import gram_matrix
@@ -48,7 +49,7 @@ class Part(NamedTuple):
     value: Tensor  # the parameter, laid out as `matrix(piece)` has its last dimension
 
 
-def pull(seen: Seen, vectors: Sequence[Tensor], what: str, create_graph: bool = True) -> dict[str, Tensor]:
+def pull(seen: Seen, vectors: Sequence[Tensor], what: str) -> dict[str, Tensor]:
     """{tapped run of a layer: g (C, n, *z)}, the C vectors (n, K) pulled back to its output."""
     need_separable(seen, what)
     for tap in seen.taps.values():
@@ -58,12 +59,18 @@ def pull(seen: Seen, vectors: Sequence[Tensor], what: str, create_graph: bool = 
                 "examples; examples must be its first dimension"
             )
     outputs = [tap.output for tap in seen.taps.values()]
-    pulled = [
-        torch.autograd.grad(
-            seen.outputs, outputs, v, create_graph=create_graph, retain_graph=True, materialize_grads=True
-        )
-        for v in vectors
-    ]
+    back = partial(
+        torch.autograd.grad,
+        seen.outputs,
+        outputs,
+        retain_graph=True,
+        create_graph=seen.differentiable,
+        materialize_grads=True,
+    )
+    if len(vectors) > 1 and all(isinstance(tap.module, nn.Linear) for tap in seen.taps.values()):
+        # One product with all columns is faster than C of them; for convolutions it is not.
+        return dict(zip(seen.taps, back(torch.stack(list(vectors)), is_grads_batched=True), strict=True))
+    pulled = [back(v) for v in vectors]
     return {
         run: parts[0][None] if len(parts) == 1 else torch.stack(parts)
         for run, parts in zip(seen.taps, zip(*pulled, strict=True), strict=True)
@@ -98,7 +105,6 @@ def by_parameter(
     vectors: Sequence[Tensor],
     what: str,
     form: Callable[[Tap], bool],
-    create_graph: bool = True,
 ) -> dict[int, Part]:
     """The pieces under the `id` of their weight (with its bias, where the two go together) or bias.
 
@@ -106,8 +112,9 @@ def by_parameter(
     """
     uses: dict[int, list[Part]] = {}
     live = {id(p) for p in seen.params.values()}
-    pulled = pull(seen, vectors, what, create_graph)
-    for run, tap in seen.taps.items():
+    pulled = pull(seen, vectors, what)
+    for run, seen_tap in seen.taps.items():
+        tap = seen_tap if seen.differentiable else seen_tap._replace(input=seen_tap.input.detach())
         for parameter, part in _of_run(tap, pulled[run], live, _together(seen, tap), form):
             uses.setdefault(parameter, []).append(part)
     return {k: parts[0]._replace(piece=_joined([p.piece for p in parts])) for k, parts in uses.items()}
@@ -241,7 +248,12 @@ def _dense(seen: Seen, vectors: Sequence[Tensor], name: str) -> Direct:
     for v in vectors:
         for i in range(len(v)):
             (g,) = torch.autograd.grad(
-                seen.outputs[i], seen.params[name], v[i], create_graph=True, materialize_grads=True
+                seen.outputs[i],
+                seen.params[name],
+                v[i],
+                retain_graph=True,
+                create_graph=seen.differentiable,
+                materialize_grads=True,
             )
             rows.append(g.flatten())
     return Direct(rearrange(torch.stack(rows), "(c n) p -> n c p", c=len(vectors)))

@@ -60,7 +60,10 @@ def _gradients(seen: Seen, slopes: Tensor) -> dict[int, ghost.Part]:
     ghost.need_covered(seen, "per-example SAM", "refuse")
     with torch.no_grad():
         return ghost.by_parameter(
-            seen, [slopes], "per-example SAM", lambda tap: is_convolution(tap.module), create_graph=False
+            seen._replace(differentiable=False),
+            [slopes],
+            "per-example SAM",
+            lambda tap: is_convolution(tap.module),
         )
 
 

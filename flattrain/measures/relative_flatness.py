@@ -67,7 +67,7 @@ def _head(seen: Seen, tap: Tap) -> Tensor:
             f"the head form needs {tap.layer!r} to produce the outputs, under cross entropy or squared "
             "error; use form='probe'"
         )
-    return tap.input.square().sum(-1) @ output_trace(seen, tap.weight) / len(tap.input)
+    return (tap.input * tap.input).sum(-1) @ output_trace(seen, tap.weight) / len(tap.input)
 
 
 def _relu(seen: Seen, tap: Tap) -> Tensor:

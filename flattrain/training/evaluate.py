@@ -77,6 +77,7 @@ def _see(network: Network, live: Params, x: Tensor, y: Tensor, layers: tuple[str
         params=live,
         buffers=network.buffers,
         higher_order=True,
+        differentiable=False,
     )
 
 

@@ -67,8 +67,10 @@ def pull(seen: Seen, vectors: Sequence[Tensor], what: str) -> dict[str, Tensor]:
         create_graph=seen.differentiable,
         materialize_grads=True,
     )
-    if len(vectors) > 1 and all(isinstance(tap.module, nn.Linear) for tap in seen.taps.values()):
-        # One product with all columns is faster than C of them; for convolutions it is not.
+    linear = all(isinstance(tap.module, nn.Linear) for tap in seen.taps.values())
+    if len(vectors) > 1 and linear and not seen.differentiable:
+        # One product with all columns is faster than C of them; for convolutions it is not, and batched
+        # gradients do not nest in torch.func's vmap.
         return dict(zip(seen.taps, back(torch.stack(list(vectors)), is_grads_batched=True), strict=True))
     pulled = [back(v) for v in vectors]
     return {

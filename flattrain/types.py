@@ -150,8 +150,9 @@ class Measure:
     statistic : (Seen, noise) -> a dict of tensors, each a *mean over the examples* of the batch, so that
                 batches combine by their counts, whatever `reduce` does afterwards.
     reduce    : statistic -> Estimate. May be non-linear (soft rank is).
-    combine   : how the statistics of batches combine: "mean" by counts, or "rows", for a statistic whose
-                tensors have a row per example and no mean would do (a maximum, a quantile).
+    combine   : how the statistics of batches combine: "mean" by counts; "rows", for a statistic whose
+                tensors have a row per example and no mean would do (a maximum, a quantile); "whole", for
+                one that does not combine and takes the data set as a single batch.
     layers    : the layers to tap, by name; None means every one whose structure is known (core.layers).
     on_batch  : the value on a single batch, where there is a cheaper way to it than reduce(statistic).
     draws     : Seen -> the random tensors it wants in `noise`.
@@ -165,7 +166,7 @@ class Measure:
     statistic: Callable[[Seen, Mapping[str, Tensor]], Statistic]
     reduce: Callable[[Statistic], Estimate]
     definition: str
-    combine: Literal["mean", "rows"] = "mean"
+    combine: Literal["mean", "rows", "whole"] = "mean"
     layers: tuple[str, ...] | None = ()
     on_batch: Callable[[Seen, Mapping[str, Tensor]], Tensor] | None = None
     draws: Callable[[Seen], dict[str, Draw]] = field(default=lambda seen: {})

@@ -49,6 +49,7 @@ PENALTIES = {
     "published_fam": "measures.relative_flatness_variants:published_fam",
     "soft_rank": "measures.soft_rank:soft_rank",
     "block_rank": "measures.block_rank:block_rank",
+    "fisher_rank_probes": "measures.fisher_rank_probes:fisher_rank_probes",
     "fisher_rank": "measures.fisher_rank:fisher_rank",
     "gauss_newton_trace": "measures.gauss_newton_trace:gauss_newton_trace",
     "hessian_trace": "measures.hessian_trace:hessian_trace",

@@ -23,7 +23,7 @@ def gauss_newton_frobenius(
     layers: tuple[str, ...] | None = None,
     uncovered: Literal["refuse", "ignore", "dense"] = "refuse",
 ) -> Measure:
-    """‖G‖_F over `layers` (None: all). A function of the whole data set: evaluate it in one batch."""
+    """‖G‖_F over `layers` (None: all)."""
     policy = uncovered if layers is None else "ignore"
 
     def statistic(seen: Seen, noise: Mapping[str, Tensor]) -> Statistic:
@@ -37,6 +37,7 @@ def gauss_newton_frobenius(
         statistic,
         lambda s: Estimate(s["frobenius"]),
         "Frobenius norm of the Gauss–Newton matrix (the Hessian, at interpolation)",
+        combine="whole",
         layers=None if layers is None else tuple(layers),
         order=2,
     )

@@ -40,7 +40,8 @@ def _mean(measure: Measure, network: Network, x: Tensor, y: Tensor, key: Key) ->
     total: dict[str, Tensor] = {}
     layers = layers_of(network.module, measure)
     total_mass = mass(network.criterion, y)
-    for k, (bx, by) in enumerate(_chunks(x, y)):
+    whole = measure.combine == "whole"
+    for k, (bx, by) in enumerate([(x, y)] if whole else _chunks(x, y)):
         live = {n: p.detach().requires_grad_() for n, p in network.params.items()}
         # A measure of order 1 takes no derivative itself: nothing need be kept for one.
         with torch.set_grad_enabled(measure.order > 1):

@@ -1,0 +1,88 @@
+"""Soft rank of the whole network's Fisher without a matrix: probes and conjugate gradients.
+
+    rank_λ(F) = E zᵀ F (F + λ)⁻¹ z = E [‖z‖² − λ zᵀu],     u = (F + λ)⁻¹ z,  z with independent ±1 entries
+
+Any network whose loss has a known output Hessian, no structure of layers needed, memory of a few gradients.
+The gradient is that of λ uᵀ F(θ) u with u held fixed, unbiased and without differentiating the solver:
+
+    d zᵀF(F + λ)⁻¹z = λ zᵀ(F + λ)⁻¹ dF (F + λ)⁻¹ z = λ uᵀ dF u
+
+Each step of conjugate gradients takes two reverse sweeps; what is left after `iterations` of them leaves the
+value too large, never too small. The spread of one probe is large (std² = 2 Σ_{i≠j} R_ij², R = F(F + λ)⁻¹).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from flattrain.core.eager import need_examples_apart
+from flattrain.core.losses import output_root
+from flattrain.core.trace import mean_of_probes
+from flattrain.core.trees import axpy, dot
+from flattrain.ranges import Count, Positive, checked
+from flattrain.types import Draw, Measure, Params, Seen, Statistic
+
+
+def _solve(product: Callable[[Params], Params], z: Params, lam: float, iterations: int) -> Params:
+    """(F + λ)⁻¹ z after a fixed number of steps of conjugate gradients from zero."""
+    u = {k: torch.zeros_like(v) for k, v in z.items()}
+    r, p = z, z
+    size = dot(r, r)
+    for _ in range(iterations):
+        ap = axpy(lam, p, product(p))
+        # Once solved, r is zero and so is every further step.
+        step = size / dot(p, ap).clamp(min=torch.finfo(size.dtype).tiny)
+        u, r = axpy(step, p, u), axpy(-step, ap, r)
+        before, size = size, dot(r, r)
+        p = axpy(size / before.clamp(min=torch.finfo(size.dtype).tiny), p, r)
+    return u
+
+
+@checked
+def fisher_rank_probes(*, lam: Positive = 1e-2, probes: Count = 1, iterations: Count = 50) -> Measure:
+    """rank_λ(F) over all trainable parameters; a penalty of the batch, in evaluation of the whole set."""
+
+    def statistic(seen: Seen, noise: Mapping[str, Tensor]) -> Statistic:
+        need_examples_apart(seen, "fisher_rank_probes")
+        root, n = output_root(seen, "fisher_rank_probes"), len(seen.outputs)
+        names, live = list(seen.params), list(seen.params.values())
+        dual = 0 * seen.outputs  # on the graph, because torch.func allows no requires_grad_
+        pulled = torch.autograd.grad(seen.outputs, live, dual, create_graph=True, materialize_grads=True)
+
+        def pushed(v: Params, create: bool) -> Tensor:
+            """J v, as the derivative of u ↦ Jᵀu."""
+            along = [v[k] for k in names]
+            (out,) = torch.autograd.grad(pulled, dual, along, create_graph=create, retain_graph=True)
+            return out
+
+        def product(v: Params) -> Params:
+            middle = (root @ (root.mT @ pushed(v, False)[..., None]))[..., 0].detach() / n
+            back = torch.autograd.grad(seen.outputs, live, middle, retain_graph=True, materialize_grads=True)
+            return dict(zip(names, back, strict=True))
+
+        values = []
+        for k in range(probes):
+            z = {name: noise[f"{k}.{name}"] for name in names}
+            u = {name: t.detach() for name, t in _solve(product, z, lam, iterations).items()}
+            fixed = sum(t.numel() for t in z.values()) - lam * dot(z, u)
+            quadratic = lam * (root.mT @ pushed(u, True)[..., None]).square().sum() / n
+            values.append(fixed.detach() + quadratic - quadratic.detach())
+        return {"rank": torch.stack(values)}
+
+    return Measure(
+        "fisher_rank_probes",
+        statistic,
+        lambda s: mean_of_probes(s["rank"]),
+        f"soft rank of the Fisher at λ = {lam:g}, {probes} Hutchinson probes solved by {iterations} steps of "
+        "conjugate gradients",
+        combine="whole",
+        draws=lambda seen: {
+            f"{k}.{name}": Draw("rademacher", tuple(p.shape))
+            for k in range(probes)
+            for name, p in seen.params.items()
+        },
+        order=3,
+    )

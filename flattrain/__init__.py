@@ -13,9 +13,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from flattrain.core.coverage import coverage
+    from flattrain.core.eager import eager
     from flattrain.optim import SAM
     from flattrain.ranges import Refused
-    from flattrain.regularizers import HessianTrace, Regularized, RelativeFlatness, SoftRank
+    from flattrain.regularizers import (
+        FisherRank,
+        GaussNewtonTrace,
+        HessianTrace,
+        Regularized,
+        RelativeFlatness,
+        SoftRank,
+    )
+    from flattrain.training.curvature import curvature
+    from flattrain.training.measured import measured
 
 __version__ = "0.1.0"
 
@@ -26,9 +37,28 @@ _HOME = {
     "RelativeFlatness": "flattrain.regularizers",
     "SoftRank": "flattrain.regularizers",
     "HessianTrace": "flattrain.regularizers",
+    "FisherRank": "flattrain.regularizers",
+    "GaussNewtonTrace": "flattrain.regularizers",
+    "measured": "flattrain.training.measured",
+    "curvature": "flattrain.training.curvature",
+    "coverage": "flattrain.core.coverage",
+    "eager": "flattrain.core.eager",
 }
 
-__all__ = ["SAM", "HessianTrace", "Refused", "Regularized", "RelativeFlatness", "SoftRank"]
+__all__ = [
+    "SAM",
+    "FisherRank",
+    "GaussNewtonTrace",
+    "HessianTrace",
+    "Refused",
+    "Regularized",
+    "RelativeFlatness",
+    "SoftRank",
+    "coverage",
+    "curvature",
+    "eager",
+    "measured",
+]
 
 
 def __getattr__(name: str) -> Any:

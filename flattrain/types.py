@@ -92,6 +92,7 @@ class Network(NamedTuple):
     criterion: Loss
     params: Params
     buffers: Params
+    forward: Callable[[nn.Module, Any], Tensor] = lambda module, x: module(x)
 
 
 class Tap(NamedTuple):

@@ -8,7 +8,7 @@ Nothing is trained or changed: the parameters are detached copies, and the modul
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,9 +16,10 @@ from torch import Tensor
 from flattrain.core.functional import see
 from flattrain.core.lanczos import NotFinite
 from flattrain.core.losses import mass
-from flattrain.core.operators import hessian
+from flattrain.core.operators import Batches, hessian
 from flattrain.core.probes import draw, stream
 from flattrain.core.untouched import untouched
+from flattrain.ranges import Refused
 from flattrain.training.objective import layers_of
 from flattrain.types import Estimate, Measure, Network, Params, Seen, Spectral
 
@@ -29,38 +30,50 @@ Key = tuple[int | str, ...]
 
 def evaluate(measure: Measure | Spectral, network: Network, x: Tensor, y: Tensor, key: Key) -> Estimate:
     """The measure on the examples (x, y); `key` names the stream of its probes."""
-    with untouched(network.module):
+    whole = isinstance(measure, Measure) and measure.combine == "whole"
+    batches = [(x, y)] if whole else list(zip(x.split(CHUNK), y.split(CHUNK), strict=True))
+    return evaluate_on(measure, network, batches, key)
+
+
+def evaluate_on(measure: Measure | Spectral, network: Network, batches: Batches, key: Key) -> Estimate:
+    """The measure on all examples of `batches`, pairs (x, y) that can be read more than once."""
+    with untouched(network.module):  # a DataLoader draws from torch's global stream when it is read
+        if iter(batches) is batches:
+            raise Refused("the batches can be read only once; pass a list of (x, y), or a DataLoader")
         network.module.eval()
         if isinstance(measure, Spectral):
-            return _operator(measure, network, x, y, key)
-        return _mean(measure, network, x, y, key)
+            return _operator(measure, network, batches, key)
+        return _reduced(measure, network, batches, key)
 
 
-def _mean(measure: Measure, network: Network, x: Tensor, y: Tensor, key: Key) -> Estimate:
+def _reduced(measure: Measure, network: Network, batches: Batches, key: Key) -> Estimate:
+    if measure.combine == "whole":
+        xs, ys = zip(*batches, strict=True)
+        batches = [(torch.cat(xs), torch.cat(ys))]
     total: dict[str, Tensor] = {}
     layers = layers_of(network.module, measure)
-    total_mass = mass(network.criterion, y)
-    whole = measure.combine == "whole"
-    for k, (bx, by) in enumerate([(x, y)] if whole else _chunks(x, y)):
+    total_mass = sum(mass(network.criterion, y) for _, y in batches)
+    if not total_mass:
+        raise Refused("no examples: a measure needs at least one batch of (x, y)")
+    for k, (x, y) in enumerate(batches):
         live = {n: p.detach().requires_grad_() for n, p in network.params.items()}
         # A measure of order 1 takes no derivative itself: nothing need be kept for one.
         with torch.set_grad_enabled(measure.order > 1):
-            seen = _see(network, live, bx, by, layers)
+            seen = _see(network, live, x, y, layers)
             statistic = measure.statistic(seen, _noise(measure, seen, k, key))
         for name, value in statistic.items():
             if measure.combine == "rows":
                 total[name] = torch.cat([total[name], value.detach()]) if k else value.detach()
             else:
-                part = value.detach() * (mass(network.criterion, by) / total_mass)
+                part = value.detach() * (mass(network.criterion, y) / total_mass)
                 total[name] = total[name] + part if k else part
     return measure.reduce(total)
 
 
-def _operator(measure: Spectral, network: Network, x: Tensor, y: Tensor, key: Key) -> Estimate:
-    def loss(live: Params, bx: Tensor, by: Tensor) -> Tensor:
-        return _see(network, live, bx, by).loss
+def _operator(measure: Spectral, network: Network, batches: Batches, key: Key) -> Estimate:
+    def loss(live: Params, x: Any, y: Tensor) -> Tensor:
+        return _see(network, live, x, y).loss
 
-    batches = list(_chunks(x, y))
     operator = hessian(loss, network.params, batches, lambda y: mass(network.criterion, y))
     try:
         return measure.estimate(operator, stream(*key, "lanczos"))
@@ -68,7 +81,7 @@ def _operator(measure: Spectral, network: Network, x: Tensor, y: Tensor, key: Ke
         return Estimate(float("nan"), float("nan"))
 
 
-def _see(network: Network, live: Params, x: Tensor, y: Tensor, layers: tuple[str, ...] = ()) -> Seen:
+def _see(network: Network, live: Params, x: Any, y: Tensor, layers: tuple[str, ...] = ()) -> Seen:
     return see(
         network.module,
         network.criterion,
@@ -77,6 +90,7 @@ def _see(network: Network, live: Params, x: Tensor, y: Tensor, layers: tuple[str
         layers=layers,
         params=live,
         buffers=network.buffers,
+        forward=network.forward,
         higher_order=True,
         differentiable=False,
     )
@@ -90,7 +104,3 @@ def _noise(measure: Measure, seen: Seen, chunk: int, key: Key) -> dict[str, Tens
     own = {n: d for n, d in wanted.items() if d.per_example}
     dtype = seen.loss.dtype
     return draw(shared, stream(*key, "probes"), dtype) | draw(own, stream(*key, "probes", chunk), dtype)
-
-
-def _chunks(x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    return zip(x.split(CHUNK), y.split(CHUNK), strict=True)

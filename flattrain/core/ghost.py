@@ -98,28 +98,27 @@ def pieces(
 ) -> list[Part]:
     """The per-example gradients of every parameter that is differentiated; `form` says where as they are."""
     left_out = need_covered(seen, what, uncovered)
-    found = list(by_parameter(seen, vectors, what, form).values())
-    return found + [Part(k, _dense(seen, vectors, k), seen.params[k].flatten()) for k in left_out]
+    found = by_parameter(seen, pull(seen, vectors, what), form)
+    return [*found.values(), *dense(seen, vectors, left_out)]
 
 
-def by_parameter(
-    seen: Seen,
-    vectors: Sequence[Tensor],
-    what: str,
-    form: Callable[[Tap], bool],
-) -> dict[int, Part]:
+def by_parameter(seen: Seen, pulled: dict[str, Tensor], form: Callable[[Tap], bool]) -> dict[int, Part]:
     """The pieces under the `id` of their weight (with its bias, where the two go together) or bias.
 
     A weight used more than once has the sum over its uses: their positions are put side by side.
     """
     uses: dict[int, list[Part]] = {}
     live = {id(p) for p in seen.params.values()}
-    pulled = pull(seen, vectors, what)
     for run, seen_tap in seen.taps.items():
         tap = seen_tap if seen.differentiable else seen_tap._replace(input=seen_tap.input.detach())
-        for parameter, part in _of_run(tap, pulled[run], live, _together(seen, tap), form):
+        for parameter, part in _of_run(tap, pulled[run], live, together(seen, tap), form):
             uses.setdefault(parameter, []).append(part)
     return {k: parts[0]._replace(piece=_joined([p.piece for p in parts])) for k, parts in uses.items()}
+
+
+def dense(seen: Seen, vectors: Sequence[Tensor], names: Iterable[str]) -> list[Part]:
+    """Parameters of no known structure, one example at a time."""
+    return [Part(k, _dense(seen, vectors, k), seen.params[k].flatten()) for k in names]
 
 
 def squares(pieces: Iterable[Piece]) -> Tensor:
@@ -179,19 +178,19 @@ def need_covered(seen: Seen, what: str, uncovered: Uncovered) -> tuple[str, ...]
     return names if uncovered == "dense" else ()
 
 
-def _together(seen: Seen, tap: Tap) -> bool:
+def together(seen: Seen, tap: Tap) -> bool:
     """Whether the weight and the bias of a layer are always used with one another."""
     return all((t.weight is tap.weight) == (t.bias is tap.bias) for t in seen.taps.values())
 
 
 def _of_run(
-    tap: Tap, g: Tensor, live: set[int], together: bool, form: Callable[[Tap], bool]
+    tap: Tap, g: Tensor, live: set[int], paired: bool, form: Callable[[Tap], bool]
 ) -> list[tuple[int, Part]]:
     weight, bias = id(tap.weight) in live, tap.bias is not None and id(tap.bias) in live
-    together = together and weight and bias
+    paired = paired and weight and bias
     if is_normalisation(tap.module):
         scale, shift = affine(tap, g)
-        if together and tap.bias is not None:
+        if paired and tap.bias is not None:
             value = torch.cat([tap.weight.flatten(), tap.bias.flatten()])
             return [(id(tap.weight), Part(tap.layer, Direct(torch.cat([scale, shift], -1)), value))]
         return [
@@ -200,7 +199,7 @@ def _of_run(
             if p is not None and id(p) in live
         ]
     if is_convolution(tap.module) and form(tap):
-        return _of_convolution(tap, g, weight, bias, together)
+        return _of_convolution(tap, g, weight, bias, paired)
     outer = sides(tap, g)
     groups, rows = outer.left.shape[2], outer.left.shape[4]
     laid_out = tap.weight.reshape(groups, rows, -1)
@@ -210,19 +209,19 @@ def _of_run(
     if not bias or tap.bias is None:
         return found
     column = tap.bias.reshape(groups, rows, 1)
-    if together:
+    if paired:
         both = torch.cat([laid_out, column], -1).flatten()
         return [(id(tap.weight), Part(tap.layer, outer._replace(ones=1), both))]
     ones = torch.ones_like(outer.right[..., :1])
     return [*found, (id(tap.bias), Part(tap.layer, Outer(outer.left, ones), column.flatten()))]
 
 
-def _of_convolution(tap: Tap, g: Tensor, weight: bool, bias: bool, together: bool) -> list[tuple[int, Part]]:
+def _of_convolution(tap: Tap, g: Tensor, weight: bool, bias: bool, paired: bool) -> list[tuple[int, Part]]:
     found: list[tuple[int, Part]] = []
     shift = g.flatten(3).sum(3).transpose(0, 1)
     if weight:
         scale = convolution_gradients(tap, g)
-        if together and tap.bias is not None:
+        if paired and tap.bias is not None:
             value = torch.cat([tap.weight.flatten(), tap.bias])
             return [(id(tap.weight), Part(tap.layer, Direct(torch.cat([scale, shift], -1)), value))]
         found = [(id(tap.weight), Part(tap.layer, Direct(scale), tap.weight.flatten()))]

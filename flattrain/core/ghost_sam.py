@@ -59,12 +59,9 @@ def per_example_sam(
 def _gradients(seen: Seen, slopes: Tensor) -> dict[int, ghost.Part]:
     ghost.need_covered(seen, "per-example SAM", "refuse")
     with torch.no_grad():
-        return ghost.by_parameter(
-            seen._replace(differentiable=False),
-            [slopes],
-            "per-example SAM",
-            lambda tap: is_convolution(tap.module),
-        )
+        fixed = seen._replace(differentiable=False)
+        pulled = ghost.pull(fixed, [slopes], "per-example SAM")
+        return ghost.by_parameter(fixed, pulled, lambda tap: is_convolution(tap.module))
 
 
 @contextmanager

@@ -14,7 +14,7 @@ sampled from the model with the labels detached would be unbiased in value and 8
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,42 +24,72 @@ from flattrain.core.ghost import Uncovered
 from flattrain.core.gram import gram_matrix
 from flattrain.core.layers import Direct, Outer
 from flattrain.core.losses import root_vectors
-from flattrain.types import Seen
+from flattrain.core.patches import has_autocorrelation, patch_moment
+from flattrain.types import Seen, Tap
 
 Sharing = Literal["expand", "reduce"]
 
 
-def rows(
-    seen: Seen,
-    sketch: Tensor | None,
-    sharing: Sharing,
-    uncovered: Uncovered,
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """{layer: (X (G, ·, D), Y (G, ·, K))} with A = XᵀX and B = YᵀY.
+class Side(NamedTuple):
+    """One factor Xᵀ X, as the rows X or as the moment itself where rows were never needed."""
 
-    A parameter of a normalisation, or one taken densely, has no second factor: Y is 1 × 1.
-    """
-    what = "the soft rank"
-    parts = ghost.pieces(seen, root_vectors(seen, sketch, what), what, uncovered, ghost.factored)
-    n = len(seen.outputs)
-    out: dict[str, tuple[Tensor, Tensor]] = {}
-    for layer, piece, _ in parts:
-        key = layer if layer not in out else f"{layer}.bias"
-        out[key] = _direct(piece, n) if isinstance(piece, Direct) else _outer(piece, n, sharing)
-    return out
+    rows: Tensor | None  # (G, rows, D)
+    moment: Tensor | None  # (G, D, D)
+
+    def matrix(self) -> Tensor:
+        """The factor (G, D, D)."""
+        if self.rows is not None:
+            return gram_matrix(self.rows.transpose(-1, -2))
+        assert self.moment is not None
+        return self.moment
+
+    def smaller(self) -> Tensor:
+        """The factor, or the Gram matrix of its rows if that is smaller: they differ by zero eigenvalues."""
+        if self.rows is None or self.rows.shape[-2] >= self.rows.shape[-1]:
+            return self.matrix()
+        return gram_matrix(self.rows)
 
 
 def factors(
     seen: Seen, sketch: Tensor | None = None, sharing: Sharing = "expand", uncovered: Uncovered = "refuse"
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """{layer: (A (G, D, D), B (G, K, K))} for every tapped layer, G groups."""
-    return {
-        name: (gram_matrix(x.transpose(-1, -2)), gram_matrix(y.transpose(-1, -2)))
-        for name, (x, y) in rows(seen, sketch, sharing, uncovered).items()
-    }
+) -> dict[str, tuple[Side, Side]]:
+    """{layer: (A, B)} of every tapped layer.
+
+    A parameter of a normalisation, or one taken densely, has no second factor: B is 1 × 1.
+    """
+    what, n = "the soft rank", len(seen.outputs)
+    left_out = ghost.need_covered(seen, what, uncovered)
+    vectors = root_vectors(seen, sketch, what)
+    pulled = ghost.pull(seen, vectors, what)
+    apart = {r for r, tap in seen.taps.items() if sharing == "expand" and _by_autocorrelation(seen, tap)}
+    out = {run: _autocorrelated(seen, seen.taps[run], pulled[run]) for run in apart}
+    rest = seen._replace(taps={run: tap for run, tap in seen.taps.items() if run not in apart})
+    parts = ghost.by_parameter(rest, pulled, ghost.factored)
+    for layer, piece, _ in [*parts.values(), *ghost.dense(seen, vectors, left_out)]:
+        key = layer if layer not in out else f"{layer}.bias"
+        out[key] = _direct(piece, n) if isinstance(piece, Direct) else _outer(piece, n, sharing)
+    order = [*(run for run in seen.taps if run in out), *(key for key in out if key not in seen.taps)]
+    return {key: out[key] for key in order}
 
 
-def _outer(piece: Outer, n: int, sharing: Sharing) -> tuple[Tensor, Tensor]:
+def _by_autocorrelation(seen: Seen, tap: Tap) -> bool:
+    """Whether A comes from the input's autocorrelation: all of the layer live, its weight used once."""
+    live = {id(p) for p in seen.params.values()}
+    own = [tap.weight] if tap.bias is None else [tap.weight, tap.bias]
+    once = sum(t.weight is tap.weight for t in seen.taps.values()) == 1
+    whole = all(id(p) in live for p in own) and ghost.together(seen, tap)
+    return has_autocorrelation(tap.module) and once and whole
+
+
+def _autocorrelated(seen: Seen, tap: Tap, g: Tensor) -> tuple[Side, Side]:
+    n = len(seen.outputs)
+    x = tap.input if seen.differentiable else tap.input.detach()
+    moment, positions = patch_moment(tap.module, x, 0 if tap.bias is None else 1)
+    rows = g.flatten(3).transpose(2, 3).flatten(0, 2) / n**0.5
+    return Side(None, moment[None] / (n * positions)), Side(rows[None], None)
+
+
+def _outer(piece: Outer, n: int, sharing: Sharing) -> tuple[Side, Side]:
     left, right = piece.left, piece.whole()
     positions = left.shape[3]
     if sharing == "reduce":
@@ -67,10 +97,10 @@ def _outer(piece: Outer, n: int, sharing: Sharing) -> tuple[Tensor, Tensor]:
         left, right = left.sum(3, keepdim=True), right.sum(3, keepdim=True) / positions
     else:
         right = right / positions**0.5
-    flat = [side.movedim(2, 0).flatten(1, 3) / n**0.5 for side in (right, left)]
-    return flat[0], flat[1]
+    a, b = (Side(side.movedim(2, 0).flatten(1, 3) / n**0.5, None) for side in (right, left))
+    return a, b
 
 
-def _direct(piece: Direct, n: int) -> tuple[Tensor, Tensor]:
+def _direct(piece: Direct, n: int) -> tuple[Side, Side]:
     flat = piece.vectors.flatten(0, 1)[None] / n**0.5
-    return flat, torch.ones_like(flat[:, :1, :1])
+    return Side(flat, None), Side(None, torch.ones_like(flat[:, :1, :1]))

@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 
 from flattrain.core.concave import Concave, eigenvalues
-from flattrain.core.gram import gram_matrix
-from flattrain.core.kfac import Sharing, factors, rows
+from flattrain.core.kfac import Sharing, factors
 from flattrain.ranges import Positive, checked
 from flattrain.types import Draw, Estimate, Measure, Seen, Statistic
 
@@ -28,11 +27,6 @@ from flattrain.types import Draw, Estimate, Measure, Seen, Statistic
 def spectral_sum(phi: Concave, a: Tensor, b: Tensor) -> Tensor:
     """Σ_g Σ_ij φ(a_gi b_gj) over the eigenvalues of the factors A (G, D, D) and B (G, K, K)."""
     return phi(eigenvalues(a)[..., :, None] * eigenvalues(b)[..., None, :]).sum()
-
-
-def _smaller_gram(x: Tensor) -> Tensor:
-    """X Xᵀ or Xᵀ X, whichever is smaller: they differ by zero eigenvalues, and φ(0) = 0."""
-    return gram_matrix(x if x.shape[-2] < x.shape[-1] else x.transpose(-1, -2))
 
 
 @checked
@@ -62,7 +56,7 @@ def soft_rank(
     def statistic(seen: Seen, noise: Mapping[str, Tensor]) -> Statistic:
         out = {}
         for name, (a, b) in factors(seen, sketch(noise), way, policy).items():
-            out[f"{name}.A"], out[f"{name}.B"] = a, b
+            out[f"{name}.A"], out[f"{name}.B"] = a.matrix(), b.matrix()
         return out
 
     def reduce(s: Statistic) -> Estimate:
@@ -70,10 +64,8 @@ def soft_rank(
         return Estimate(torch.stack([spectral_sum(concave, s[f"{n}.A"], s[f"{n}.B"]) for n in names]).sum())
 
     def on_batch(seen: Seen, noise: Mapping[str, Tensor]) -> Tensor:
-        pairs = rows(seen, sketch(noise), way, policy).values()
-        return torch.stack(
-            [spectral_sum(concave, _smaller_gram(x), _smaller_gram(y)) for x, y in pairs]
-        ).sum()
+        pairs = factors(seen, sketch(noise), way, policy).values()
+        return torch.stack([spectral_sum(concave, a.smaller(), b.smaller()) for a, b in pairs]).sum()
 
     def draws(seen: Seen) -> dict[str, Draw]:
         if columns == "exact":

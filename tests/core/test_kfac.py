@@ -64,14 +64,14 @@ def test_factors_are_their_definitions(name, sharing):
         a = sum(torch.outer(phi[i, t], phi[i, t]) for i in range(n) for t in range(phi.shape[1]))
         a = a / n / (s if sharing == "expand" else 1)
         b = sum(torch.outer(v, v) for v in g.reshape(-1, g.shape[-1])) / n
-        torch.testing.assert_close(mine[layer][0][0], a, rtol=1e-11, atol=1e-13)
-        torch.testing.assert_close(mine[layer][1][0], b, rtol=1e-11, atol=1e-13)
+        torch.testing.assert_close(mine[layer][0].matrix()[0], a, rtol=1e-11, atol=1e-13)
+        torch.testing.assert_close(mine[layer][1].matrix()[0], b, rtol=1e-11, atol=1e-13)
 
 
 def test_grouped_convolutions_are_a_layer_per_group():
     net, x = zoo.build("convolution")
     seen = see(net, recognise(LOSS), x, zoo.targets(net, x, LOSS), layers=["two"])
-    a, b = factors(seen, uncovered="ignore")["two"]
+    a, b = (f.matrix() for f in factors(seen, uncovered="ignore")["two"])
     assert a.shape == (2, 8, 8) and b.shape == (2, 2, 2)
 
 
@@ -92,7 +92,10 @@ def test_other_penalties_by_the_explicit_kronecker_product(phi):
     net, x = zoo.build("convolution")
     y = zoo.targets(net, x, LOSS)
     measure = soft_rank(lam=0.05, phi=phi, layers=("one",))
-    a, b = (f[0] for f in factors(see(net, recognise(LOSS), x, y, layers=["one"]), uncovered="ignore")["one"])
+    a, b = (
+        f.matrix()[0]
+        for f in factors(see(net, recognise(LOSS), x, y, layers=["one"]), uncovered="ignore")["one"]
+    )
     values = torch.linalg.eigvalsh(torch.kron(a, b)).clamp(min=0)
     wanted = {"logdet": (1 + values / 0.05).log(), "power": values.sqrt(), "trace": values}[phi].sum()
     mine = value_of(measure, net, recognise(LOSS), x, y)

@@ -119,7 +119,7 @@ def test_sketch_of_the_factors_is_unbiased_in_value_and_gradient():
 
     def linear_functional(noise):
         seen = see(net, cross_entropy, x, y, layers=("head",))
-        value = (factors(seen, noise and noise["sketch"])["head"][1] * weights).sum()
+        value = (factors(seen, noise and noise["sketch"])["head"][1].matrix() * weights).sum()
         return value.detach(), torch.autograd.grad(value, net.head.weight)[0]
 
     exact = linear_functional(None)

@@ -31,6 +31,15 @@ def _convolution():
     )
 
 
+def _padded():
+    return Functional(
+        lambda m, x: m.head(m.two(m.one(x).tanh()).tanh().flatten(1)),
+        one=nn.Conv2d(2, 3, 3, padding=1),
+        two=nn.Conv2d(3, 2, 2, padding=(1, 0), bias=False),
+        head=nn.Linear(24, 3),
+    )
+
+
 def _residual():
     return Functional(
         lambda m, x: m.head((m.two(m.act(m.bn(m.one(x)))) + m.one(x)).flatten(2).mean(2)),
@@ -116,6 +125,7 @@ def _frozen():
 BUILD = {
     "mlp": lambda: nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)),
     "convolution": _convolution,
+    "padded": _padded,
     "residual": _residual,
     "groups": _groups,
     "tied": _tied,
@@ -123,7 +133,13 @@ BUILD = {
     "frozen": _frozen,
 }
 UNCOVERED = {"transformer": _transformer}  # `place` is used through its weight alone
-SHAPES = {"convolution": (2, 5, 5), "residual": (2, 3, 3), "groups": (2, 5), "recurrent": (2, 3)}
+SHAPES = {
+    "convolution": (2, 5, 5),
+    "padded": (2, 3, 4),
+    "residual": (2, 3, 3),
+    "groups": (2, 5),
+    "recurrent": (2, 3),
+}
 
 LOSSES = {
     "cross entropy": nn.CrossEntropyLoss(),

@@ -49,7 +49,7 @@ def _plain(module):
 
 
 @pytest.mark.parametrize("sharing", ["expand", "reduce"])
-@pytest.mark.parametrize("name", ["mlp", "convolution", "transformer"])
+@pytest.mark.parametrize("name", ["mlp", "convolution", "padded", "transformer"])
 def test_factors_are_their_definitions(name, sharing):
     net, x = zoo.build(name)
     y = zoo.targets(net, x, LOSS)
@@ -103,7 +103,7 @@ def test_other_penalties_by_the_explicit_kronecker_product(phi):
 
 
 @pytest.mark.parametrize("sharing", ["expand", "reduce"])
-@pytest.mark.parametrize("name", ["convolution", "tied"])
+@pytest.mark.parametrize("name", ["convolution", "padded", "tied"])
 def test_laws_for_shared_weights(name, sharing):
     net, x = zoo.build(name)
     y = zoo.targets(net, x, LOSS)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from benchmarks.cases import Group, Method, Work, problem
 
-DRAWS, SIGMAS = 24, 4.0
+DRAWS, SIGMAS = 32, 4.0
 WEIGHT = 1.0  # of the penalty, so that its gradient is not lost beside the loss's
 
 

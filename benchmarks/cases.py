@@ -33,6 +33,7 @@ class Problem(NamedTuple):
     x: Tensor
     y: Tensor
     weight: float = 1e-3  # of the penalty
+    network: str = ""
 
 
 class Work(NamedTuple):
@@ -132,12 +133,12 @@ def problem(network: str, dtype: torch.dtype = torch.float32, weight: float = 1e
     """The same weights and data at every call, up to rounding."""
     if network == TRAINED:
         net, x, y = _trained()
-        return Problem(copy.deepcopy(net).to(dtype), x.to(dtype), y, weight)
+        return Problem(copy.deepcopy(net).to(dtype), x.to(dtype), y, weight, network)
     torch.manual_seed(0)
     dense = network.startswith("MLP")
     x = torch.randn(128, 784) if dense else torch.randn(64, 3, 32, 32)
     y = torch.randint(10, (len(x),))
-    return Problem(NETWORKS[network]().to(dtype), x.to(dtype), y, weight)
+    return Problem(NETWORKS[network]().to(dtype), x.to(dtype), y, weight, network)
 
 
 @lru_cache(maxsize=1)

@@ -5,9 +5,9 @@
         laplace-torch==0.3 asdfghjkl==0.1a4 torchmetrics==1.9.0 lightning-utilities==0.15.3
     python -m benchmarks.curvature [--repeats 15] [--only KEY] [--memory] [--write]
 
-The second line's packages ask for torchvision or another torch and run without. Packages that are missing have
-a row that says so. `--only` takes the beginning of a group's key (`benchmarks.groups`); `--write` puts the page
-into docs/benchmarks.md and docs/benchmarks.json.
+The second line's packages ask for torchvision or another torch and run without. Packages that are missing
+have a row that says so. `--only` takes the beginning of a group's key (`benchmarks.groups`); `--write` puts
+the page into docs/benchmarks.md and docs/benchmarks.json. All groups take about half an hour on one core.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ NOISY = (
         by(peers.curvlinops_factors, "mc"),
         needs="curvlinops",
         check="none",
-        remark="fixed seed",
+        remark="the same labels in every call",
     ),
     Method("nngeometry, Monte Carlo", by(peers.nngeometry_factors, "mc"), needs="nngeometry", check="mean"),
     Method("laplace AsdlGGN, stochastic", by(peers.laplace_factors, "mc"), needs="laplace", check="mean"),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from benchmarks import ascents, factors, penalties, spectra
+from benchmarks import ascents, eigenvalues, factors, penalties, traces
 from benchmarks.cases import Group, Method
 
-GROUPS: tuple[Group, ...] = (*penalties.GROUPS, *factors.GROUPS, *spectra.GROUPS, *ascents.GROUPS)
+GROUPS: tuple[Group, ...] = tuple(
+    group for kind in (penalties, factors, traces, eigenvalues, ascents) for group in kind.GROUPS
+)
 
 
 def chosen(only: str | None) -> list[Group]:

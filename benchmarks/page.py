@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from benchmarks.agreement import SIGMAS
+from benchmarks.agreement import DRAWS, SIGMAS
 from benchmarks.cases import Group
 
 PACKAGES = (
@@ -20,7 +20,6 @@ WORDS = {
     "detached": "has the quantity, or its parts, but no gradient through it",
     "absent": "does not have the quantity",
     "residual": "does not take a network with shortcuts",
-    "diagonal": "has only the exact diagonal, whose trace is the first row's at a higher price",
     "not installed": "was not there",
 }
 
@@ -66,15 +65,16 @@ def as_markdown(groups: list[Group], rows: list[Row], repeats: int) -> str:
     words = "; ".join(f"*{word}* {meaning}" for word, meaning in WORDS.items())
     parts = [
         "# Benchmarks\n",
-        f"Written by `python -m benchmarks.curvature --write`: processor time on one thread of a "
-        f"{about['machine']} machine with {about['cores']} cores, float32, Python {about['python']}; {listed}. "
-        f"The methods of a group take turns in random order in one process; a figure is the median over "
-        f"{repeats} rounds of the ratio to the plain training step of the same round, with the quartiles in "
-        "brackets, so 1 is the price of not regularizing. For the top eigenvalue the unit is one gradient.\n",
-        "*Deviation* is how far a method is from the first row of its table in what it computes: ‖v − r‖/‖r‖ of "
-        "the gradient of the penalised step or of the factors in float64, or, for unbiased estimates (σ), that "
-        f"of the mean of independent draws in standard errors, which should stay below {SIGMAS:g}. *Memory* is "
-        "the rise of the peak resident set, as a multiple of the plain step's.\n",
+        "Written by `python -m benchmarks.curvature --write`: processor time on one thread of a "
+        f"{about['machine']} machine with {about['cores']} cores, float32, Python {about['python']}; "
+        f"{listed}. The methods of a group take turns in random order in one process; a figure is the median "
+        f"over {repeats} rounds of the ratio to the plain training step of the same round, with the "
+        "quartiles in brackets, so 1 is the price of not regularizing. For the top eigenvalue the unit is "
+        "one gradient.\n",
+        "*Deviation* is how far a method is from the first row of its table in what it computes: ‖v − r‖/‖r‖ "
+        "of the gradient of the penalised step or of the factors in float64, or, for unbiased estimates (σ), "
+        f"that of the mean of {DRAWS} draws in standard errors, which should stay below {SIGMAS:g}. *Memory* "
+        "is the rise of the peak resident set, as a multiple of the plain step's.\n",
         f"A method without a figure has a word: {words}.\n",
     ]
     for group in groups:
@@ -89,11 +89,8 @@ def _table(group: Group, rows: list[Row]) -> str:
     memory = any(r.memory is not None for r in rows)
     unit = "plain steps" if group.baseline == "step" else "gradients"
     head = ["method", unit, "ms", "deviation", *(["memory"] if memory else []), *extra, ""]
-    lines = [
-        f"## {group.title} — {group.network}\n",
-        _line(head),
-        _line(["---", *["---:"] * (len(head) - 1)]),
-    ]
+    rule = ["---", *["---:"] * (len(head) - 2), "---"]
+    lines = [f"## {group.title} — {group.network}\n", _line(head), _line(rule)]
     for r in rows:
         cells = [
             r.method,
@@ -102,9 +99,17 @@ def _table(group: Group, rows: list[Row]) -> str:
             _deviation(r),
         ]
         cells += ["" if r.memory is None else f"{r.memory:.1f}"] if memory else []
-        cells += [f"{r.columns[name]:.3g}" if name in r.columns else "" for name in extra]
+        cells += [_number(r.columns[name]) if name in r.columns else "" for name in extra]
         lines.append(_line([*cells, r.remark]))
     return "\n".join(lines) + "\n"
+
+
+def _number(number: float) -> str:
+    return f"{number:.0f}" if number >= 100 else f"{number:.3g}"
+
+
+def _short(number: float | None) -> str:
+    return "" if number is None else f"{number:.1f}"
 
 
 def _line(cells: list[str]) -> str:

@@ -2,6 +2,8 @@
 
 Each function imports its package when called. Kronecker factors are {number of the layer: (A, B)} of a
 network without biases, where every package means the same by them; how the two share a scale is its own.
+(Of a convolution BackPACK means another thing: it sums the pulled back vectors over positions before it takes
+their covariance, as "reduce" does, but not the patches, and leaves out 1/positions.)
 """
 
 from __future__ import annotations

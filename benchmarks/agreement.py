@@ -46,13 +46,14 @@ def _taken(group: Group, method: Method, check: str) -> Tensor | list[float]:
     """The method's value in float64, or draws of its number in float32."""
     assert method.work is not None
     if check == "equal":
+        before = torch.get_default_dtype()
         torch.set_default_dtype(torch.float64)  # for what packages make themselves
         try:
             work: Work = method.work(problem(group.network, torch.float64, WEIGHT))
             assert work.value is not None
             return work.value().clone()
         finally:
-            torch.set_default_dtype(torch.float32)
+            torch.set_default_dtype(before)
     scalar: Callable[[], float] | None = method.work(problem(group.network)).scalar
     assert scalar is not None
     torch.manual_seed(1)

@@ -7,7 +7,7 @@
 
 The second line's packages ask for torchvision or another torch and run without. Packages that are missing
 have a row that says so. `--only` takes the beginning of a group's key (`benchmarks.groups`); `--write` puts
-the page into docs/benchmarks.md and docs/benchmarks.json. All groups take about half an hour on one core.
+the page into docs/benchmarks.md and docs/benchmarks.json. All groups take about an hour on one core.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 
 from benchmarks import memory
 from benchmarks.agreement import Deviation, deviations
-from benchmarks.cases import Group, plain, problem
+from benchmarks.cases import Group, Method, plain, problem
 from benchmarks.groups import chosen, missing
 from benchmarks.page import Row, as_json, as_markdown
 from benchmarks.timing import interleave
@@ -30,7 +30,8 @@ DOCS = Path(__file__).parent.parent / "docs"
 
 
 def measure(group: Group, repeats: int, with_memory: bool) -> list[Row]:
-    able = [m for m in group.methods if not missing(m)]
+    why = {m.name: missing(m) or _trial(group, m) for m in group.methods}
+    able = [m for m in group.methods if not why[m.name]]
     agreement = deviations(group, able)
     torch.manual_seed(0)
     works = {m.name: m.work(problem(group.network)) for m in able if m.work is not None}
@@ -38,7 +39,7 @@ def measure(group: Group, repeats: int, with_memory: bool) -> list[Row]:
     base = memory.measured(group.key, memory.PLAIN) if with_memory else None
     rows = []
     for method in group.methods:
-        row = Row(group.key, group.network, method.name, remark=missing(method) or method.remark)
+        row = Row(group.key, group.network, method.name, remark=why[method.name] or method.remark)
         if method.name in works:
             work, ratio = works[method.name], times[method.name]
             row.ratio = ratio.median / work.units
@@ -49,6 +50,16 @@ def measure(group: Group, repeats: int, with_memory: bool) -> list[Row]:
             row.memory = memory.measured(group.key, method.name) / base if base else None
         rows.append(row)
     return rows
+
+
+def _trial(group: Group, method: Method) -> str:
+    """How another package fails, or nothing; ours must not."""
+    try:
+        if method.needs and method.work is not None:
+            method.work(problem(group.network)).run()
+    except Exception as error:
+        return f"fails: {type(error).__name__}"
+    return ""
 
 
 def _note(row: Row, found: Deviation | None) -> None:
@@ -63,6 +74,8 @@ def main() -> None:
     parser.add_argument("--memory", action="store_true", help="peak memory too, each in a fresh process")
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md and .json")
     given = parser.parse_args()
+    if given.write and given.only:
+        parser.error("--write takes all groups; leave --only out")
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     groups, rows = chosen(given.only), []

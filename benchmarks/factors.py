@@ -89,9 +89,9 @@ NOISY = (
 )
 PACKED = Method("BackPACK KFLR", by_backpack("exact"), needs="backpack")
 PACKED_NOISY = Method("BackPACK KFAC, one sample", by_backpack("mc"), needs="backpack", check="mean")
-RESIDUAL = Method("BackPACK", cannot="residual")
+OTHER = Method("BackPACK KFLR, KFAC", cannot="convention")
 TITLE = "KFAC factors of all layers: evaluation"
 GROUPS = (
     Group("factors-mlp", TITLE, "MLP, no biases", (*EXACT, PACKED, *NOISY, PACKED_NOISY)),
-    Group("factors-resnet", TITLE, "ResNet-20, no norm", (*EXACT, *NOISY, RESIDUAL)),
+    Group("factors-resnet", TITLE, "ResNet-20, no norm", (*EXACT, *NOISY, OTHER)),
 )

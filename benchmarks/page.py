@@ -19,7 +19,8 @@ PACKAGES = (
 WORDS = {
     "detached": "has the quantity, or its parts, but no gradient through it",
     "absent": "does not have the quantity",
-    "residual": "does not take a network with shortcuts",
+    "shortcuts": "does not take a network with shortcuts",
+    "convention": "means other factors by a convolution's (`benchmarks.peers`)",
     "not installed": "was not there",
 }
 

@@ -64,7 +64,9 @@ def backpacked(net: Any) -> tuple[Any, Any]:
     """The network and cross entropy, taught to BackPACK. A network can be taught once only."""
     from backpack import extend
 
-    return extend(net), extend(nn.CrossEntropyLoss())
+    nested = any(list(part.children()) for part in net.children())  # blocks have to be taken to pieces
+    mode = net.training
+    return extend(net, use_converter=nested).train(mode), extend(nn.CrossEntropyLoss())
 
 
 def backpack_factors(net: Any, loss_fn: Any, x: Tensor, y: Tensor, kind: Literal["exact", "mc"]) -> Factors:

@@ -96,7 +96,7 @@ def hutchinson(p: Problem, loss: Tensor) -> Tensor:
 
 DETACHED = Method("PyHessian, curvlinops, nngeometry, laplace", cannot="detached")
 NO_BACKPACK = Method("BackPACK", cannot="absent")
-RESIDUAL = Method("BackPACK", cannot="residual")
+RESIDUAL = Method("BackPACK KFLR", cannot="shortcuts")
 
 HEAD = (
     Method("flattrain, closed form", ours(lambda w: RelativeFlatness("head", weight=w)), check="reference"),
@@ -182,7 +182,7 @@ GROUPS = (
     Group("fisher-mlp", "Soft rank of the whole net's Fisher: training step", "MLP", FISHER),
     Group("fisher-resnet", "Soft rank of the whole net's Fisher: training step", EVAL, FISHER),
     Group("ggn-mlp", "Gauss–Newton trace: training step", "MLP", (*TRACE, *PACKED_TRACE, DETACHED)),
-    Group("ggn-resnet", "Gauss–Newton trace: training step", EVAL, (*TRACE, RESIDUAL, DETACHED)),
+    Group("ggn-resnet", "Gauss–Newton trace: training step", EVAL, (*TRACE, *PACKED_TRACE, DETACHED)),
     Group("hessian-mlp", "Trace of the full Hessian: training step", "MLP", HESSIAN),
     Group("hessian-resnet", "Trace of the full Hessian: training step", EVAL, HESSIAN),
 )

@@ -3,12 +3,16 @@
 #   make test    run the tests
 # For contributors:
 #   make check   lint, formatting, types, import directions and tests
-#   make bench   the benchmarks, as ratios to a plain step
+#   make bench   the benchmarks, as ratios to a plain step, beside other packages (an hour on one core)
 
 PYTHON ?= python3
 VENV ?= .venv
 RECIPE ?= two_layer_relu
 READY = $(VENV)/.ready
+
+# Other packages that ask for torchvision, or for a torch of their own, and run without.
+PEERS = backpack-for-pytorch==1.7.1 nngeometry==0.4 laplace-torch==0.3 asdfghjkl==0.1a4 \
+	torchmetrics==1.9.0 lightning-utilities==0.15.3
 
 .PHONY: demo test lint check bench clean
 
@@ -26,8 +30,11 @@ lint: $(READY)
 check: lint test
 
 bench: $(READY)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[bench]' -c constraints.txt
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(PEERS)
 	$(VENV)/bin/python -m benchmarks.steps
 	$(VENV)/bin/python -m benchmarks.kernel
+	$(VENV)/bin/python -m benchmarks.curvature --memory --write
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

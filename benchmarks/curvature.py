@@ -1,0 +1,97 @@
+"""What curvature costs in training steps, by flattrain and by every other package that can do the same work.
+
+    pip install -e '.[bench]' -c constraints.txt
+    pip install --no-deps backpack-for-pytorch==1.7.1 nngeometry==0.4 \\
+        laplace-torch==0.3 asdfghjkl==0.1a4 torchmetrics==1.9.0 lightning-utilities==0.15.3
+    python -m benchmarks.curvature [--repeats 15] [--only KEY] [--memory] [--write]
+
+The second line's packages ask for torchvision or another torch and run without. Packages that are missing
+have a row that says so. `--only` takes the beginning of a group's key (`benchmarks.groups`); `--write` puts
+the page into docs/benchmarks.md and docs/benchmarks.json. All groups take about an hour on one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+
+from benchmarks import memory
+from benchmarks.agreement import Deviation, deviations
+from benchmarks.cases import Group, Method, plain, problem
+from benchmarks.groups import chosen, missing
+from benchmarks.page import Row, as_json, as_markdown
+from benchmarks.timing import interleave
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+def measure(group: Group, repeats: int, with_memory: bool) -> list[Row]:
+    why = {m.name: missing(m) or _trial(group, m) for m in group.methods}
+    able = [m for m in group.methods if not why[m.name]]
+    agreement = deviations(group, able)
+    torch.manual_seed(0)
+    works = {m.name: m.work(problem(group.network)) for m in able if m.work is not None}
+    times = interleave(plain(group), {name: work.run for name, work in works.items()}, repeats)
+    base = memory.measured(group.key, memory.PLAIN) if with_memory else None
+    rows = []
+    for method in group.methods:
+        row = Row(group.key, group.network, method.name, remark=why[method.name] or method.remark)
+        if method.name in works:
+            work, ratio = works[method.name], times[method.name]
+            row.ratio = ratio.median / work.units
+            row.quartiles = ratio.low / work.units, ratio.high / work.units
+            row.milliseconds = ratio.milliseconds / work.units
+            row.columns = work.found(row.ratio) if work.found else {}
+            _note(row, agreement.get(method.name))
+            row.memory = memory.measured(group.key, method.name) / base if base else None
+        rows.append(row)
+    return rows
+
+
+def _trial(group: Group, method: Method) -> str:
+    """How another package fails, or nothing; ours must not."""
+    try:
+        if method.needs and method.work is not None:
+            method.work(problem(group.network)).run()
+    except Exception as error:
+        return f"fails: {type(error).__name__}"
+    return ""
+
+
+def _note(row: Row, found: Deviation | None) -> None:
+    if found is not None:
+        row.deviation, row.unit, row.agrees = found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="What curvature costs, in plain training steps.")
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--only", help="groups whose key begins with this")
+    parser.add_argument("--memory", action="store_true", help="peak memory too, each in a fresh process")
+    parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md and .json")
+    given = parser.parse_args()
+    if given.write and given.only:
+        parser.error("--write takes all groups; leave --only out")
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    groups, rows = chosen(given.only), []
+    for group in groups:
+        print(f"{group.key} …", file=sys.stderr, flush=True)
+        rows += measure(group, given.repeats, given.memory)
+    page = as_markdown(groups, rows, given.repeats)
+    if given.write:
+        (DOCS / "benchmarks.md").write_text(page, encoding="utf-8")
+        (DOCS / "benchmarks.json").write_text(as_json(rows, given.repeats), encoding="utf-8")
+    else:
+        print(page)
+    wrong = [f"{r.group}: {r.method}" for r in rows if r.agrees is False]
+    if wrong:
+        raise SystemExit(f"values disagree: {'; '.join(wrong)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -24,7 +24,7 @@ from benchmarks.agreement import Deviation, deviations
 from benchmarks.cases import Group, Method, plain, problem
 from benchmarks.groups import chosen, missing
 from benchmarks.page import Row, as_json, as_markdown
-from benchmarks.timing import interleave
+from benchmarks.timing import Ratio, interleave
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -36,20 +36,28 @@ def measure(group: Group, repeats: int, with_memory: bool) -> list[Row]:
     torch.manual_seed(0)
     works = {m.name: m.work(problem(group.network)) for m in able if m.work is not None}
     times = interleave(plain(group), {name: work.run for name, work in works.items()}, repeats)
-    base = memory.measured(group.key, memory.PLAIN) if with_memory else None
-    rows = []
+    first = Row(group.key, group.network, f"plain {group.baseline}")
+    _fill(first, times["plain"], 1)
+    rows = [first]
     for method in group.methods:
         row = Row(group.key, group.network, method.name, remark=why[method.name] or method.remark)
         if method.name in works:
-            work, ratio = works[method.name], times[method.name]
-            row.ratio = ratio.median / work.units
-            row.quartiles = ratio.low / work.units, ratio.high / work.units
-            row.milliseconds = ratio.milliseconds / work.units
-            row.columns = work.found(row.ratio) if work.found else {}
+            work = works[method.name]
+            _fill(row, times[method.name], work.units)
+            row.columns = work.found(times[method.name].median / work.units) if work.found else {}
             _note(row, agreement.get(method.name))
-            row.memory = memory.measured(group.key, method.name) / base if base else None
         rows.append(row)
+    if with_memory:
+        first.megabytes = memory.measured(group.key, memory.PLAIN)
+        for row in rows[1:]:
+            if row.method in works:
+                row.megabytes = memory.measured(group.key, row.method)
     return rows
+
+
+def _fill(row: Row, found: Ratio, units: int) -> None:
+    row.ratio, row.quartiles = found.median / units, (found.low / units, found.high / units)
+    row.milliseconds = found.milliseconds / units
 
 
 def _trial(group: Group, method: Method) -> str:

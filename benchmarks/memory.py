@@ -32,11 +32,11 @@ def peak() -> float:
     return size / 1024**2 if sys.platform == "darwin" else size / 1024
 
 
-def measured(key: str, name: str) -> float:
-    """MB, by a process of its own; nan where it failed."""
+def measured(key: str, name: str) -> float | None:
+    """MB, by a process of its own; None where it failed."""
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.memory", key, name]
     done = subprocess.run(command, capture_output=True, text=True)
-    return float(done.stdout.split()[-1]) if done.returncode == 0 else float("nan")
+    return float(done.stdout.split()[-1]) if done.returncode == 0 else None
 
 
 def main(key: str, name: str) -> None:

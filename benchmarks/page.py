@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from benchmarks.agreement import DRAWS, SIGMAS
+from benchmarks.agreement import DRAWS, FEW, SIGMAS
 from benchmarks.cases import Group
 
 PACKAGES = (
@@ -36,7 +36,7 @@ class Row:
     deviation: float | None = None
     unit: str = ""
     agrees: bool | None = None
-    memory: float | None = None
+    megabytes: float | None = None  # that the peak resident set rises by
     columns: dict[str, float] = field(default_factory=dict)
     remark: str = ""
 
@@ -74,8 +74,9 @@ def as_markdown(groups: list[Group], rows: list[Row], repeats: int) -> str:
         "one gradient.\n",
         "*Deviation* is how far a method is from the first row of its table in what it computes: ‖v − r‖/‖r‖ "
         "of the gradient of the penalised step or of the factors in float64, or, for unbiased estimates (σ), "
-        f"that of the mean of {DRAWS} draws in standard errors, which should stay below {SIGMAS:g}. *Memory* "
-        "is the rise of the peak resident set, as a multiple of the plain step's.\n",
+        f"that of the mean of {DRAWS} draws ({FEW} on residual nets) in standard errors, which should stay "
+        f"below {SIGMAS:g}. *Memory* is the rise of the peak resident set, as a multiple of the plain "
+        "step's. On the BN-ResNet the plain step is in train mode.\n",
         f"A method without a figure has a word: {words}.\n",
     ]
     for group in groups:
@@ -87,9 +88,9 @@ def as_markdown(groups: list[Group], rows: list[Row], repeats: int) -> str:
 
 def _table(group: Group, rows: list[Row]) -> str:
     extra = list(dict.fromkeys(name for r in rows for name in r.columns))
-    memory = any(r.memory is not None for r in rows)
+    base = rows[0].megabytes
     unit = "plain steps" if group.baseline == "step" else "gradients"
-    head = ["method", unit, "ms", "deviation", *(["memory"] if memory else []), *extra, ""]
+    head = ["method", unit, "ms", "deviation", *(["memory"] if base else []), *extra, ""]
     rule = ["---", *["---:"] * (len(head) - 2), "---"]
     lines = [f"## {group.title} — {group.network}\n", _line(head), _line(rule)]
     for r in rows:
@@ -99,7 +100,7 @@ def _table(group: Group, rows: list[Row]) -> str:
             "" if r.milliseconds is None else f"{r.milliseconds:.1f}",
             _deviation(r),
         ]
-        cells += ["" if r.memory is None else f"{r.memory:.1f}"] if memory else []
+        cells += [_short(r.megabytes and r.megabytes / base)] if base else []
         cells += [_number(r.columns[name]) if name in r.columns else "" for name in extra]
         lines.append(_line([*cells, r.remark]))
     return "\n".join(lines) + "\n"

@@ -63,12 +63,13 @@ def test_a_missing_package_has_a_row_that_says_so():
     made = group(absent)
     assert groups.missing(absent) == "not installed"
     rows = [
-        Row("small", "MLP, small", "ours", 2.0, (1.9, 2.1), 3.0),
+        Row("small", "MLP, small", "plain step", 1.0, (1.0, 1.0), 1.5, megabytes=2.0),
+        Row("small", "MLP, small", "ours", 2.0, (1.9, 2.1), 3.0, megabytes=5.0),
         Row("small", "MLP, small", "theirs", remark="not installed"),
     ]
     page = as_markdown([made], rows, repeats=15)
-    assert "| ours | **2.00** [1.90, 2.10] | 3.0 |  |  |" in page
-    assert "| theirs | – |  |  | not installed |" in page
+    assert "| ours | **2.00** [1.90, 2.10] | 3.0 |  | 2.5 |  |" in page
+    assert "| theirs | – |  |  |  | not installed |" in page
 
 
 def test_keys_are_distinct_and_every_group_has_a_network():

@@ -7,7 +7,7 @@
 
 The second line's packages ask for torchvision or another torch and run without. Packages that are missing
 have a row that says so. `--only` takes the beginning of a group's key (`benchmarks.groups`); `--write` puts
-the page into docs/benchmarks.md and docs/benchmarks.json. All groups take about an hour on one core.
+the page into docs/benchmarks.md and docs/benchmarks.json; of other groups it keeps the rows that are there. All groups take about an hour on one core.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from benchmarks import memory
 from benchmarks.agreement import Deviation, deviations
 from benchmarks.cases import Group, Method, plain, problem
 from benchmarks.groups import chosen, missing
-from benchmarks.page import Row, as_json, as_markdown
+from benchmarks.page import Row, as_json, as_markdown, from_json
 from benchmarks.timing import Ratio, interleave
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -52,6 +52,8 @@ def measure(group: Group, repeats: int, with_memory: bool) -> list[Row]:
         for row in rows[1:]:
             if row.method in works:
                 row.megabytes = memory.measured(group.key, row.method)
+    for row in rows:
+        row.rounds = repeats
     return rows
 
 
@@ -75,6 +77,15 @@ def _note(row: Row, found: Deviation | None) -> None:
         row.deviation, row.unit, row.agrees = found
 
 
+def _write(group: Group, measured: list[Row]) -> None:
+    """This group's rows into the page; those of the others stay."""
+    table = DOCS / "benchmarks.json"
+    known = from_json(table.read_text(encoding="utf-8")) if table.exists() else []
+    rows = [row for row in known if row.group != group.key] + measured
+    table.write_text(as_json(rows), encoding="utf-8")
+    (DOCS / "benchmarks.md").write_text(as_markdown(chosen(None), rows), encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="What curvature costs, in plain training steps.")
     parser.add_argument("--repeats", type=int, default=15)
@@ -82,20 +93,16 @@ def main() -> None:
     parser.add_argument("--memory", action="store_true", help="peak memory too, each in a fresh process")
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md and .json")
     given = parser.parse_args()
-    if given.write and given.only:
-        parser.error("--write takes all groups; leave --only out")
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     groups, rows = chosen(given.only), []
     for group in groups:
         print(f"{group.key} …", file=sys.stderr, flush=True)
-        rows += measure(group, given.repeats, given.memory)
-    page = as_markdown(groups, rows, given.repeats)
-    if given.write:
-        (DOCS / "benchmarks.md").write_text(page, encoding="utf-8")
-        (DOCS / "benchmarks.json").write_text(as_json(rows, given.repeats), encoding="utf-8")
-    else:
-        print(page)
+        measured = measure(group, given.repeats, given.memory)
+        rows += measured
+        if given.write:
+            _write(group, measured)
+    print(as_markdown(groups, rows))
     wrong = [f"{r.group}: {r.method}" for r in rows if r.agrees is False]
     if wrong:
         raise SystemExit(f"values disagree: {'; '.join(wrong)}")

@@ -39,6 +39,7 @@ class Row:
     megabytes: float | None = None  # that the peak resident set rises by
     columns: dict[str, float] = field(default_factory=dict)
     remark: str = ""
+    rounds: int = 0
 
 
 def machine() -> dict[str, Any]:
@@ -56,11 +57,15 @@ def machine() -> dict[str, Any]:
     }
 
 
-def as_json(rows: list[Row], repeats: int) -> str:
-    return json.dumps({"repeats": repeats, **machine(), "rows": [asdict(r) for r in rows]}, indent=1) + "\n"
+def as_json(rows: list[Row]) -> str:
+    return json.dumps({**machine(), "rows": [asdict(r) for r in rows]}, indent=1) + "\n"
 
 
-def as_markdown(groups: list[Group], rows: list[Row], repeats: int) -> str:
+def from_json(text: str) -> list[Row]:
+    return [Row(**row) for row in json.loads(text)["rows"]]
+
+
+def as_markdown(groups: list[Group], rows: list[Row]) -> str:
     about = machine()
     listed = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
     words = "; ".join(f"*{word}* {meaning}" for word, meaning in WORDS.items())
@@ -69,7 +74,7 @@ def as_markdown(groups: list[Group], rows: list[Row], repeats: int) -> str:
         "Written by `python -m benchmarks.curvature --write`: processor time on one thread of a "
         f"{about['machine']} machine with {about['cores']} cores, float32, Python {about['python']}; "
         f"{listed}. The methods of a group take turns in random order in one process; a figure is the median "
-        f"over {repeats} rounds of the ratio to the plain training step of the same round, with the "
+        "over rounds of the ratio to the plain training step of the same round, with the "
         "quartiles in brackets, so 1 is the price of not regularizing. For the top eigenvalue the unit is "
         "one gradient.\n",
         "*Deviation* is how far a method is from the first row of its table in what it computes: ‖v − r‖/‖r‖ "
@@ -92,7 +97,8 @@ def _table(group: Group, rows: list[Row]) -> str:
     unit = "plain steps" if group.baseline == "step" else "gradients"
     head = ["method", unit, "ms", "deviation", *(["memory"] if base else []), *extra, ""]
     rule = ["---", *["---:"] * (len(head) - 2), "---"]
-    lines = [f"## {group.title} — {group.network}\n", _line(head), _line(rule)]
+    title = f"## {group.title} — {group.network}\n"
+    lines = [title, f"{rows[0].rounds} rounds.\n", _line(head), _line(rule)]
     for r in rows:
         cells = [
             r.method,

@@ -67,7 +67,7 @@ def test_a_missing_package_has_a_row_that_says_so():
         Row("small", "MLP, small", "ours", 2.0, (1.9, 2.1), 3.0, megabytes=5.0),
         Row("small", "MLP, small", "theirs", remark="not installed"),
     ]
-    page = as_markdown([made], rows, repeats=15)
+    page = as_markdown([made], rows)
     assert "| ours | **2.00** [1.90, 2.10] | 3.0 |  | 2.5 |  |" in page
     assert "| theirs | – |  |  |  | not installed |" in page
 

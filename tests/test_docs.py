@@ -22,7 +22,7 @@ def test_the_readmes_code_runs_as_one_session():
     torch.set_default_dtype(torch.float32)
     names: dict[str, object] = {}
     parts = blocks(ROOT / "README.md", "python")
-    assert len(parts) == 3
+    assert len(parts) == 4
     for part in parts:
         exec(part, names)
     total = names["objective"](names["x"], names["y"])

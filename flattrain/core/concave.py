@@ -64,7 +64,7 @@ def of_gram(phi: Concave, gram: Tensor) -> Tensor:
         # log det(K + λ) − n log λ
         return 2 * (factor.diagonal() / phi.lam**0.5).log().sum()
     # n − λ Tr (K + λ)⁻¹
-    rank: Tensor = _SoftRank.apply(gram.to(torch.float64), phi.lam)[0]
+    rank: Tensor = _SoftRank.apply(gram, phi.lam)[0]
     return rank
 
 
@@ -74,14 +74,18 @@ def _inverse(gram: Tensor, lam: float) -> Tensor:
 
 
 class _SoftRank(torch.autograd.Function):
-    """Tr K (K + λ)⁻¹ with its gradient λ (K + λ)⁻², one product where autograd solves again."""
+    """Tr K (K + λ)⁻¹ with its gradient λ (K + λ)⁻², one product where autograd solves again.
+
+    The inverse is taken in float64; the product for the gradient in the precision of K.
+    """
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(gram: Tensor, lam: float) -> tuple[Tensor, Tensor]:
-        inverse = _inverse(gram, lam)
-        return gram.shape[-1] - lam * inverse.diagonal(dim1=-2, dim2=-1).sum(-1), inverse
+        inverse = _inverse(gram.to(torch.float64), lam)
+        rank = gram.shape[-1] - lam * inverse.diagonal(dim1=-2, dim2=-1).sum(-1)
+        return rank, inverse.to(gram.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: tuple[Tensor, Tensor]) -> None:
@@ -94,4 +98,4 @@ class _SoftRank(torch.autograd.Function):
         gram, inverse = ctx.saved_tensors
         if torch.is_grad_enabled():  # differentiated again: the inverse as a function of K
             inverse = _inverse(gram, ctx.lam)
-        return cotangents[0] * ctx.lam * (inverse @ inverse), None
+        return (cotangents[0] * ctx.lam).to(gram.dtype) * (inverse @ inverse), None

@@ -125,7 +125,13 @@ def _layer(dims: int) -> Callable[..., Any]:
 
 
 def _embedding(func: Any, input: Tensor, weight: Any, *rest: Any, **given: Any) -> Any:
-    return each(lambda w: func(input, w, *rest, **given), _jet(weight))
+    out = each(lambda w: func(input, w, *rest, **given), _jet(weight))
+    padding = rest[0] if rest else given.get("padding_idx")
+    if padding is None:
+        return out
+    # torch takes no derivative in the padding row, though the forward reads it.
+    kept = (input != padding % len(_jet(weight).c0)).unsqueeze(-1)
+    return Jet(out.c0, *(None if c is None else c * kept for c in (out.c1, out.c2)))
 
 
 def _relu(func: Any, input: Any, *rest: Any, **given: Any) -> Any:

@@ -3,8 +3,8 @@
     hutchinson   Tr H = E zᵀ H z,   z with independent ±1 entries                 (Hutchinson 1990)
     control      Tr H = Tr G + E Σ_i r_i · (zᵀ ∇²f_i z),   r_i = ∂L/∂f_i
 
-In the second form the Gauss–Newton part G is exact (`measures.gauss_newton_trace`, so linear layers only) and
-the probes see the residual part H − G alone: their noise vanishes with the residuals.
+In the second form the Gauss–Newton part G is exact (`measures.gauss_newton_trace`) and the probes see the
+residual part H − G alone: their noise vanishes with the residuals.
 
 zᵀHz is the second Taylor coefficient of the loss along z, and so is zᵀ∇²f z of the outputs: one forward pass
 with jets (`core.jet`), which one reverse sweep differentiates. That pass runs the network a second time, so

@@ -5,10 +5,11 @@ from __future__ import annotations
 import oracles
 import pytest
 import torch
+import zoo
 from laws import one_batch_is_many, value_of, vmap_is_loop
 from torch.nn import functional as F
 
-from flattrain.core.losses import cross_entropy, squared_error
+from flattrain.core.losses import cross_entropy, recognise, squared_error
 from flattrain.core.probes import stream
 from flattrain.measures.gauss_newton_trace import gauss_newton_trace
 from flattrain.measures.hessian_trace import hessian_trace
@@ -266,3 +267,28 @@ def test_laws():
     vmap_is_loop(hessian_trace(probes=2), net, x, y)
     vmap_is_loop(gauss_newton_trace(), net, x, y)
     one_batch_is_many(gauss_newton_trace(), net, x, y)
+
+
+@pytest.mark.parametrize("form", ["hutchinson", "control"])
+@pytest.mark.parametrize("name", ["convolution", "padded", "groups", "tied", "recurrent"])
+def test_over_a_basis_of_probes_it_is_the_trace_on_every_layer(name, form):
+    net, x = zoo.build(name)
+    loss = zoo.class_weights(net, x)
+    y = zoo.targets(net, x, loss)
+    params = oracles.trainable(net)
+    count = sum(p.numel() for p in params.values())
+    # √P e_k in the place of signs: the mean of the quadratic forms is the trace itself.
+    noise = {
+        f"{k}.{key}": v
+        for k, row in enumerate(count**0.5 * torch.eye(count))
+        for key, v in oracles.rebuild(row, params).items()
+    }
+    measure = hessian_trace(probes=count, form=form)
+    mine = value_of(measure, net, recognise(loss), x, y, noise=noise)
+    live = [p for p in net.parameters() if p.requires_grad]
+    gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss(net(x), y), live, create_graph=True)])
+    wanted = torch.zeros(())
+    for k, g in enumerate(gradient):
+        row = torch.autograd.grad(g, live, retain_graph=True, materialize_grads=True)
+        wanted = wanted + torch.cat([r.flatten() for r in row])[k]
+    torch.testing.assert_close(mine.detach(), wanted, rtol=1e-9, atol=1e-11)

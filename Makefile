@@ -3,7 +3,7 @@
 #   make test    run the tests
 # For contributors:
 #   make check   lint, formatting, types, import directions and tests
-#   make bench   the benchmarks, as ratios to a plain step, beside other packages (an hour on one core)
+#   make bench   the benchmarks, as ratios to a plain step, beside other packages (more than an hour on one core)
 
 PYTHON ?= python3
 VENV ?= .venv

@@ -8,7 +8,7 @@
 The second line's packages ask for torchvision or another torch and run without. Packages that are missing
 have a row that says so. `--only` takes the beginning of a group's key (`benchmarks.groups`); `--write` puts
 the group's rows into docs/benchmarks.md and docs/benchmarks.json and keeps those of the others. All groups
-take about an hour on one core.
+take more than an hour on one core.
 """
 
 from __future__ import annotations

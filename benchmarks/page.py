@@ -77,7 +77,7 @@ def as_markdown(groups: list[Group], rows: list[Row]) -> str:
         "over rounds of the ratio to the plain training step of the same round, with the "
         "quartiles in brackets, so 1 is the price of not regularizing. For the top eigenvalue the unit is "
         "one gradient.\n",
-        "*Deviation* is how far a method is from the first row of its table in what it computes: ‖v − r‖/‖r‖ "
+        "*Deviation* is how far a method is from flattrain's first row in what it computes: ‖v − r‖/‖r‖ "
         "of the gradient of the penalised step or of the factors in float64, or, for unbiased estimates (σ), "
         f"that of the mean of {DRAWS} draws ({FEW} on residual nets) in standard errors, which should stay "
         f"below {SIGMAS:g}. *Memory* is the rise of the peak resident set, as a multiple of the plain "

@@ -180,7 +180,8 @@ def need_covered(seen: Seen, what: str, uncovered: Uncovered) -> tuple[str, ...]
 
 def together(seen: Seen, tap: Tap) -> bool:
     """Whether the weight and the bias of a layer are always used with one another."""
-    return all((t.weight is tap.weight) == (t.bias is tap.bias) for t in seen.taps.values())
+    pairs = ((t.weight is tap.weight, t.bias is tap.bias) for t in seen.taps.values())
+    return tap.bias is None or all(weight == bias for weight, bias in pairs)
 
 
 def _of_run(

@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
+from benchmarks.cases import mlp
 from flattrain.optim import SAM
 from flattrain.regularizers import (
     FisherRank,
@@ -29,19 +29,8 @@ from flattrain.regularizers import (
 REPEATS, BATCH = 25, 128
 
 
-def network() -> nn.Sequential:
-    net = nn.Sequential()
-    for name, part in (
-        ("hidden1", nn.Linear(784, 512)), ("act1", nn.ReLU()),
-        ("hidden2", nn.Linear(512, 256)), ("act2", nn.ReLU()),
-        ("head", nn.Linear(256, 10)),
-    ):  # fmt: skip
-        net.add_module(name, part)
-    return net
-
-
 def plain_step(penalties: list[Penalty], x: torch.Tensor, y: torch.Tensor) -> Callable[[], None]:
-    net = network()
+    net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
     objective = Regularized(net, F.cross_entropy, penalties) if penalties else None
 
@@ -55,7 +44,7 @@ def plain_step(penalties: list[Penalty], x: torch.Tensor, y: torch.Tensor) -> Ca
 
 
 def sam_step(x: torch.Tensor, y: torch.Tensor) -> Callable[[], None]:
-    net = network()
+    net = mlp()
     optimizer = SAM(net.parameters(), torch.optim.SGD, rho=0.05, lr=0.01, momentum=0.9)
 
     def closure() -> torch.Tensor:

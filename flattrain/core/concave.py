@@ -59,18 +59,18 @@ def of_gram(phi: Concave, gram: Tensor) -> Tensor:
         # Eigenvalues below rounding are zeros; x^q would blow them up.
         return phi(values.where(values > len(values) * 1e-15 * values[-1].detach(), 0.0)).sum()
     if phi.kind == "logdet":
-        eye = torch.eye(len(gram), dtype=torch.float64, device=gram.device)
-        factor = torch.linalg.cholesky(gram.to(torch.float64) + phi.lam * eye)
         # log det(K + λ) − n log λ
-        return 2 * (factor.diagonal() / phi.lam**0.5).log().sum()
+        return 2 * (_root(gram.to(torch.float64), phi.lam).diagonal() / phi.lam**0.5).log().sum()
     # n − λ Tr (K + λ)⁻¹
     rank: Tensor = _SoftRank.apply(gram, phi.lam)[0]
     return rank
 
 
-def _inverse(gram: Tensor, lam: float) -> Tensor:
-    shifted = gram + lam * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    return torch.cholesky_inverse(torch.linalg.cholesky(shifted))
+def _root(gram: Tensor, lam: float) -> Tensor:
+    """The Cholesky factor of K + λ."""
+    eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    factor: Tensor = torch.linalg.cholesky(gram + lam * eye)
+    return factor
 
 
 class _SoftRank(torch.autograd.Function):
@@ -83,7 +83,7 @@ class _SoftRank(torch.autograd.Function):
 
     @staticmethod
     def forward(gram: Tensor, lam: float) -> tuple[Tensor, Tensor]:
-        inverse = _inverse(gram.to(torch.float64), lam)
+        inverse = torch.cholesky_inverse(_root(gram.to(torch.float64), lam))
         rank = gram.shape[-1] - lam * inverse.diagonal(dim1=-2, dim2=-1).sum(-1)
         return rank, inverse.to(gram.dtype)
 
@@ -97,5 +97,5 @@ class _SoftRank(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, None]:
         gram, inverse = ctx.saved_tensors
         if torch.is_grad_enabled():  # differentiated again: the inverse as a function of K
-            inverse = _inverse(gram, ctx.lam)
+            inverse = torch.cholesky_inverse(_root(gram, ctx.lam))
         return (cotangents[0] * ctx.lam).to(gram.dtype) * (inverse @ inverse), None

@@ -14,13 +14,17 @@ from flattrain.ranges import Refused
 from flattrain.types import Measure, Seen
 
 
+def standardised(x: Tensor, dims: list[int] | tuple[int, ...], eps: float) -> Tensor:
+    """(x − mean) / sqrt(var + eps) over `dims`, from primitives."""
+    centred = x - x.mean(dims, keepdim=True)
+    return centred * torch.rsqrt((centred * centred).mean(dims, keepdim=True) + eps)
+
+
 class LayerNorm(nn.LayerNorm):
     """(x − mean) / sqrt(var + eps) · weight + bias over the last dimensions, from primitives."""
 
     def forward(self, input: Tensor) -> Tensor:
-        dims = tuple(range(-len(self.normalized_shape), 0))
-        centred = input - input.mean(dims, keepdim=True)
-        out = centred * torch.rsqrt(centred.square().mean(dims, keepdim=True) + self.eps)
+        out = standardised(input, tuple(range(-len(self.normalized_shape), 0)), self.eps)
         if self.weight is not None:
             out = out * self.weight
         return out if self.bias is None else out + self.bias

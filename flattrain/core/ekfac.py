@@ -15,6 +15,7 @@ import torch
 from einops import einsum
 from torch import Tensor
 
+from flattrain.core.concave import eigenvalues
 from flattrain.core.gram import gram_matrix
 from flattrain.core.layers import Direct, Outer
 
@@ -22,7 +23,7 @@ from flattrain.core.layers import Direct, Outer
 def rotated(piece: Outer | Direct, n: int) -> Tensor:
     """s in the Kronecker eigenbasis of the block; the exact eigenvalues of a block that has no factors."""
     if isinstance(piece, Direct):
-        return torch.linalg.eigvalsh(gram_matrix(piece.vectors.flatten(0, 1).T.double()) / n).clamp(min=0)
+        return eigenvalues(gram_matrix(piece.vectors.flatten(0, 1).T.double()) / n)
     sides = [side.to(torch.float64) for side in (piece.left, piece.whole())]
     bases = [_basis(side) for side in sides]
     moved = [

@@ -1,9 +1,9 @@
 """The tapped forward: outputs, loss and the chosen layers' inputs and outputs, in ONE pass.
 
 Hooks see every layer as it runs, so nothing is computed twice and everything stays on one autograd graph.
-Measures then take derivatives with `torch.autograd.grad(..., create_graph=True)`,
-which also works inside `torch.func.grad` and `vmap` (that is how torch.func is built), so the same forty
-lines serve an ordinary `loss.backward()` and a stacked run over seeds.
+Measures then take derivatives with `torch.autograd.grad(..., create_graph=True)`, which also works inside
+`torch.func.grad` and `vmap` (that is how torch.func is built), so the same forty lines serve an ordinary
+`loss.backward()` and a stacked run over seeds.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def see(
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             for name, layer in resolve(module, through or {}).items():
                 stack.callback(layer.register_forward_pre_hook(_mapped((through or {})[name])).remove)
-            return _functional(module, forward, at, copies, inputs)
+            return outputs_at(module, forward, at, copies, inputs)
 
     with ExitStack() as stack:
         for name in layers:  # checked once, when an objective is built
@@ -100,15 +100,10 @@ def see(
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         if params is None:
             live: Params = {n: p for n, p in module.named_parameters() if p.requires_grad}
-            outputs = forward(module, x)
+            outputs = _tensor(forward(module, x))
         else:
             live = params
-            outputs = _functional(module, forward, params, buffers or {}, x)
-    if not isinstance(outputs, Tensor):
-        raise Refused(
-            f"the model returned a {type(outputs).__name__}, not a tensor; pass "
-            "forward=lambda model, x: ... that returns the outputs"
-        )
+            outputs = outputs_at(module, forward, params, buffers or {}, x)
     for run, tapped in taps.items():
         if tapped.output._version != versions[run]:
             raise Refused(
@@ -138,9 +133,10 @@ def only(seen: Seen, layers: Iterable[str]) -> Seen:
 
 def linear_taps(seen: Seen, what: str) -> dict[str, Tap]:
     """Every tapped layer of a measure that is defined for linear ones; refuse what else it meets."""
-    others = [f"{t.layer} ({type(t.module).__name__})" for t in seen.taps.values()]
     others = [
-        o for o, t in zip(others, seen.taps.values(), strict=True) if not isinstance(t.module, nn.Linear)
+        f"{tap.layer} ({type(tap.module).__name__})"
+        for tap in seen.taps.values()
+        if not isinstance(tap.module, nn.Linear)
     ]
     if others:
         raise Refused(f"{what} is defined for linear layers, and the net also has {listed(others)}")
@@ -166,9 +162,18 @@ def _mapped(change: Map) -> Callable[..., tuple[Tensor, ...]]:
     return lambda layer, inputs: (change(inputs[0]), *inputs[1:])
 
 
-def _functional(module: nn.Module, forward: Forward, params: Params, buffers: Params, x: Any) -> Tensor:
+def outputs_at(module: nn.Module, forward: Forward, params: Params, buffers: Params, x: Any) -> Tensor:
+    """The outputs at other parameters and buffers; the module's own are not touched."""
     named = {f"module.{k}": v for k, v in {**params, **buffers}.items()}
-    outputs: Tensor = functional_call(_Forward(module, forward), named, (x,))
+    return _tensor(functional_call(_Forward(module, forward), named, (x,)))
+
+
+def _tensor(outputs: Any) -> Tensor:
+    if not isinstance(outputs, Tensor):
+        raise Refused(
+            f"the model returned a {type(outputs).__name__}, not a tensor; pass "
+            "forward=lambda model, x: ... that returns the outputs"
+        )
     return outputs
 
 

@@ -123,7 +123,7 @@ def _convolution(
     layer: Any, weight: ghost.Part | None, bias: ghost.Part | None, step: Tensor, x: Tensor
 ) -> Tensor:
     n, size = len(x), layer.weight.numel()
-    moved = None if weight is None else step[:, None] * ghost.matrix(weight.piece)[:, 0]
+    moved = None if weight is None else _moved(weight, step)
     kernels = layer.weight.expand(n, *layer.weight.shape)
     shift = layer.bias
     if moved is not None:
@@ -131,7 +131,7 @@ def _convolution(
         if moved.shape[1] > size:
             shift = layer.bias + moved[:, size:]
     if bias is not None:
-        shift = layer.bias + step[:, None] * ghost.matrix(bias.piece)[:, 0]
+        shift = layer.bias + _moved(bias, step)
     x, padding = padded(layer, x)
     convolve = (F.conv1d, F.conv2d, F.conv3d)[len(layer.kernel_size) - 1]
     out = convolve(
@@ -153,12 +153,12 @@ def _normalisation(
     scale, shift = layer.weight, layer.bias
     lead = [1] * (hat.ndim - 1 - scale.ndim)
     if weight is not None:
-        moved = step[:, None] * ghost.matrix(weight.piece)[:, 0]
+        moved = _moved(weight, step)
         scale = scale + moved[:, : scale.numel()].reshape(-1, *lead, *scale.shape)
         if moved.shape[1] > layer.weight.numel():
             shift = shift + moved[:, layer.weight.numel() :].reshape(-1, *lead, *shift.shape)
     if bias is not None:
-        moved = step[:, None] * ghost.matrix(bias.piece)[:, 0]
+        moved = _moved(bias, step)
         shift = shift + moved.reshape(-1, *lead, *layer.bias.shape)
     out = hat * scale if shift is None else hat * scale + shift
     return out if isinstance(layer, nn.LayerNorm) else out.movedim(-1, 1)
@@ -171,6 +171,11 @@ def _sides(part: ghost.Part) -> Outer:
     return Outer(left[:, 0, 0], right[:, 0, 0], ones)
 
 
+def _moved(part: ghost.Part, step: Tensor) -> Tensor:
+    """Each example's own displacement s_i g_i of a parameter (n, P)."""
+    return step[:, None] * ghost.matrix(part.piece)[:, 0]
+
+
 def _shift(bias: ghost.Part, step: Tensor, ndim: int) -> Tensor:
-    moved = step[:, None] * ghost.matrix(bias.piece)[:, 0]
+    moved = _moved(bias, step)
     return moved.reshape(len(moved), *[1] * (ndim - 2), -1)

@@ -63,7 +63,7 @@ class Jet(torch.Tensor):
         return target
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]  # torch has no stubs for it
         raise NotImplementedError(f"{func} was reached past the functions that know derivatives")
 
     def coefficients(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -113,7 +113,7 @@ def _by_jvp(func: Any, args: tuple[Any, ...], given: dict[str, Any]) -> Any:
         return jvp(value, at, along)
 
     a0, a1, a2 = zip(*(leaves[k].coefficients() for k in where), strict=True)
-    (c0, c1), (_, c2) = jvp(slope, (a0, a1), (a1, a2))  # type: ignore[misc]
+    (c0, c1), (_, c2) = jvp(slope, (a0, a1), (a1, a2))  # type: ignore[misc]  # jvp is typed for flat outputs
     from flattrain.core.jet_rules import constant
 
     out_spec, smooth = form
@@ -135,7 +135,7 @@ def _property(func: Any, args: tuple[Any, ...]) -> Any:
     value: Jet = args[0]
     name = func.__self__.__name__
     if name in ("T", "mT"):
-        return Jet(*(None if c is None else read(c) for c in (value.c0, value.c1, value.c2)))  # type: ignore[arg-type]
+        return Jet(*(None if c is None else read(c) for c in (value.c0, value.c1, value.c2)))  # type: ignore[arg-type]  # c₀ is never None
     if name in ("grad", "data"):
         raise NotImplementedError(f".{name} of a differentiated tensor")
     return read(value.c0)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
+from flattrain.core.eager import standardised
 from flattrain.core.jet import Coefficient, Jet
 
 
@@ -81,7 +82,7 @@ def _product(times: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Any]:
             return each(lambda c: c * _other(a, b), a if isinstance(a, Jet) else b)
         x, y = _jet(a), _jet(b)
         ways = (((0, 0, 1),), ((1, 0, 1), (0, 1, 1)), ((2, 0, 1), (1, 1, 2), (0, 2, 1)))
-        return Jet(*(_terms(times, x, y, way) for way in ways))  # type: ignore[arg-type]
+        return Jet(*(_terms(times, x, y, way) for way in ways))  # type: ignore[arg-type]  # the first is never None
 
     return rule
 
@@ -153,7 +154,7 @@ def _batch_norm(
     shape = (1, -1) + (1,) * (input.c0.ndim - 2)
     if training or running_mean is None:
         dims = [k for k in range(input.c0.ndim) if k != 1]
-        out = _standardised(input, dims, eps)
+        out = standardised(input, dims, eps)
     else:
         out = (input - running_mean.reshape(shape)) * (running_var + eps).rsqrt().reshape(shape)
     return _affine(out, None if weight is None else weight.reshape(shape), bias, shape)
@@ -163,12 +164,7 @@ def _layer_norm(
     func: Any, input: Any, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5
 ) -> Any:
     dims = list(range(-len(normalized_shape), 0))
-    return _affine(_standardised(_jet(input), dims, eps), weight, bias, tuple(normalized_shape))
-
-
-def _standardised(input: Tensor, dims: list[int], eps: float) -> Tensor:
-    centred = input - input.mean(dims, keepdim=True)
-    return centred * torch.rsqrt((centred * centred).mean(dims, keepdim=True) + eps)
+    return _affine(standardised(_jet(input), dims, eps), weight, bias, tuple(normalized_shape))
 
 
 def _affine(out: Tensor, weight: Any, bias: Any, shape: tuple[int, ...]) -> Tensor:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.grad import conv1d_weight, conv2d_weight, conv3d_weight
 
-from flattrain.core.eager import BatchNorm1d, LayerNorm
+from flattrain.core.eager import BatchNorm1d, LayerNorm, standardised
 from flattrain.ranges import Refused, suggest
 from flattrain.types import Tap
 
@@ -128,18 +128,12 @@ def normalised(layer: Any, x: Tensor) -> Tensor:
     """x̂ of an affine normalisation z = γ ⊙ x̂ + β, with the channel (or the normalised shape) last."""
     if isinstance(layer, nn.GroupNorm):
         groups = x.unflatten(1, (layer.num_groups, -1)).flatten(2)
-        return _standardised(groups, (-1,), layer.eps).reshape(x.shape).movedim(1, -1)
+        return standardised(groups, (-1,), layer.eps).reshape(x.shape).movedim(1, -1)
     if isinstance(layer, nn.LayerNorm):
-        return _standardised(x, tuple(range(-len(layer.normalized_shape), 0)), layer.eps)
+        return standardised(x, tuple(range(-len(layer.normalized_shape), 0)), layer.eps)
     if layer.training or layer.running_mean is None:
         raise Refused("a BatchNorm in training mode has no per-example gradient; put it in eval mode")
     return (x.movedim(1, -1) - layer.running_mean) * torch.rsqrt(layer.running_var + layer.eps)
-
-
-def _standardised(x: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
-    # From primitives: the fused kernels are wrong in the third derivative.
-    centred = x - x.mean(dims, keepdim=True)
-    return centred * torch.rsqrt(centred.square().mean(dims, keepdim=True) + eps)
 
 
 def is_normalisation(layer: nn.Module) -> bool:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import Generator, Tensor
 
-from flattrain.types import Draw
+from flattrain.types import Draw, Params
 
 MANY = 4096  # from here on, 32 signs are taken from each random word: five times faster
 
@@ -40,3 +42,18 @@ def sample(want: Draw, generator: Generator, dtype: torch.dtype = torch.float32)
     words = torch.randint(-(2**31), 2**31, (-(-count // 32),), generator=generator).to(torch.int32)
     bits = (words[:, None] >> torch.arange(32, dtype=torch.int32)) & 1
     return (bits.reshape(-1)[:count].to(dtype) * 2 - 1).reshape(want.shape)
+
+
+def over_parameters(params: Params, kind: Literal["rademacher", "normal"], count: int) -> dict[str, Draw]:
+    """`count` directions in the space of the parameters; `direction` reads them out of the noise."""
+    return {f"{k}.{name}": Draw(kind, tuple(p.shape)) for k in range(count) for name, p in params.items()}
+
+
+def direction(noise: Mapping[str, Tensor], number: int, params: Params) -> Params:
+    """One of the directions that `over_parameters` asked for."""
+    return {name: noise[f"{number}.{name}"] for name in params}
+
+
+def over_outputs(outputs: Tensor) -> Draw:
+    """Signs for every output of every example."""
+    return Draw("rademacher", tuple(outputs.shape), per_example=True)

@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 
 from flattrain.core.perturbations import loss_of, scales, shifted
+from flattrain.core.probes import direction, over_parameters
 from flattrain.core.trace import mean_of_probes
 from flattrain.ranges import Count, Positive, checked
-from flattrain.types import Draw, Measure, Seen, Statistic
+from flattrain.types import Measure, Seen, Statistic
 
 
 @checked
@@ -42,7 +43,7 @@ def average_sharpness(
         base = loss(seen.params, seen.inputs, seen.target)
         rises = []
         for k in range(len(noise) // len(seen.params)):
-            draw = {name: rho * _shaped(noise[f"{k}.{name}"], norm) for name in seen.params}
+            draw = {name: rho * _shaped(z, norm) for name, z in direction(noise, k, seen.params).items()}
             rises.append(loss(shifted(seen.params, diagonal, draw), seen.inputs, seen.target) - base)
         return {"rise": torch.stack(rises)}
 
@@ -53,11 +54,7 @@ def average_sharpness(
         f"mean rise of the loss of the {logits} logits over {probes} random perturbations of the "
         f"parameters, {scale}, "
         f"{'normal' if norm == 'l2' else 'uniform on [−1, 1]'} times ρ = {rho:g}",
-        draws=lambda seen: {
-            f"{k}.{name}": Draw("normal", tuple(p.shape))
-            for k in range(probes)
-            for name, p in seen.params.items()
-        },
+        draws=lambda seen: over_parameters(seen.params, "normal", probes),
     )
 
 

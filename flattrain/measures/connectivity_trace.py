@@ -25,6 +25,7 @@ from torch import Tensor
 
 from flattrain.core import ghost
 from flattrain.core.eager import need_examples_apart
+from flattrain.core.probes import over_outputs
 from flattrain.core.trace import mean_of_probes
 from flattrain.ranges import Count, checked
 from flattrain.types import Draw, Estimate, Measure, Seen, Statistic
@@ -63,8 +64,7 @@ def connectivity_trace(
     def draws(seen: Seen) -> dict[str, Draw]:
         if form == "exact":
             return {}
-        shape = tuple(seen.outputs.shape)
-        return {str(k): Draw("rademacher", shape, per_example=True) for k in range(probes)}
+        return {str(k): over_outputs(seen.outputs) for k in range(probes)}
 
     words = f"{probes} Rademacher probes" if form == "sketch" else "exact"
     return Measure(

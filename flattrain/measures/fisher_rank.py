@@ -22,6 +22,7 @@ from torch import Tensor
 from flattrain.core import ghost
 from flattrain.core.concave import Concave, of_gram
 from flattrain.core.losses import root_vectors
+from flattrain.core.probes import over_outputs
 from flattrain.core.rows import columns as columns_of
 from flattrain.core.rows import pack, unpack
 from flattrain.ranges import Positive, Refused, checked
@@ -65,7 +66,7 @@ def fisher_rank(
     def draws(seen: Seen) -> dict[str, Draw]:
         if columns == "exact":
             return {}
-        return {"sketch": Draw("rademacher", tuple(seen.outputs.shape), per_example=True)}
+        return {"sketch": over_outputs(seen.outputs)}
 
     return Measure(
         "fisher_rank",

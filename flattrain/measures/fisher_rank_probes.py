@@ -20,10 +20,11 @@ from torch import Tensor
 
 from flattrain.core.eager import need_examples_apart
 from flattrain.core.losses import output_root
+from flattrain.core.probes import direction, over_parameters
 from flattrain.core.trace import mean_of_probes
 from flattrain.core.trees import axpy, dot
 from flattrain.ranges import Count, Positive, checked
-from flattrain.types import Draw, Measure, Params, Seen, Statistic
+from flattrain.types import Measure, Params, Seen, Statistic
 
 
 def _solve(product: Callable[[Params], Params], z: Params, lam: float, iterations: int) -> Params:
@@ -65,7 +66,7 @@ def fisher_rank_probes(*, lam: Positive = 1e-2, probes: Count = 1, iterations: C
 
         values = []
         for k in range(probes):
-            z = {name: noise[f"{k}.{name}"] for name in names}
+            z = direction(noise, k, seen.params)
             u = {name: t.detach() for name, t in _solve(product, z, lam, iterations).items()}
             fixed = sum(t.numel() for t in z.values()) - lam * dot(z, u)
             quadratic = lam * (root.mT @ pushed(u, True)[..., None]).square().sum() / n
@@ -79,10 +80,6 @@ def fisher_rank_probes(*, lam: Positive = 1e-2, probes: Count = 1, iterations: C
         f"soft rank of the Fisher at λ = {lam:g}, {probes} Hutchinson probes solved by {iterations} steps of "
         "conjugate gradients",
         combine="whole",
-        draws=lambda seen: {
-            f"{k}.{name}": Draw("rademacher", tuple(p.shape))
-            for k in range(probes)
-            for name, p in seen.params.items()
-        },
+        draws=lambda seen: over_parameters(seen.params, "rademacher", probes),
         order=3,
     )

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from flattrain.core import ghost
 from flattrain.core.losses import root_vectors
+from flattrain.core.probes import over_outputs
 from flattrain.core.trace import mean_of_probes
 from flattrain.ranges import Count, checked
 from flattrain.types import Draw, Estimate, Measure, Seen, Statistic
@@ -47,8 +48,7 @@ def gauss_newton_trace(
     def draws(seen: Seen) -> dict[str, Draw]:
         if columns == "exact":
             return {}
-        shape = tuple(seen.outputs.shape)
-        return {str(k): Draw("rademacher", shape, per_example=True) for k in range(probes)}
+        return {str(k): over_outputs(seen.outputs) for k in range(probes)}
 
     return Measure(
         "gauss_newton_trace",

@@ -26,10 +26,11 @@ from torch import Tensor
 
 from flattrain.core import trees
 from flattrain.core.jet import along, second
+from flattrain.core.probes import direction, over_parameters
 from flattrain.core.trace import mean_of_probes
 from flattrain.measures.gauss_newton_trace import gauss_newton_trace
 from flattrain.ranges import Count, Refused, checked
-from flattrain.types import Draw, Estimate, Measure, Params, Seen, Statistic
+from flattrain.types import Estimate, Measure, Params, Seen, Statistic
 
 
 def quadratic(seen: Seen, z: Params) -> Tensor:
@@ -67,7 +68,7 @@ def by_double_backward(seen: Seen, value: Tensor, z: Params) -> Tensor:
 
 def _over_probes(form: Callable[[Seen, Params], Tensor], seen: Seen, noise: Mapping[str, Tensor]) -> Tensor:
     probes = range(len(noise) // len(seen.params))
-    return torch.stack([form(seen, {name: noise[f"{k}.{name}"] for name in seen.params}) for k in probes])
+    return torch.stack([form(seen, direction(noise, k, seen.params)) for k in probes])
 
 
 def _hutchinson(seen: Seen, noise: Mapping[str, Tensor]) -> Statistic:
@@ -96,10 +97,6 @@ def hessian_trace(*, probes: Count = 1, form: Literal["hutchinson", "control"] =
         _reduce,
         f"trace of the Hessian of the mean loss, {form} form with {probes} Rademacher probes",
         layers=() if form == "hutchinson" else None,
-        draws=lambda seen: {
-            f"{k}.{name}": Draw("rademacher", tuple(p.shape))
-            for k in range(probes)
-            for name, p in seen.params.items()
-        },
+        draws=lambda seen: over_parameters(seen.params, "rademacher", probes),
         order=3,
     )

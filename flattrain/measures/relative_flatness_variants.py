@@ -15,7 +15,7 @@ With A_i = ∇²_z ℓ_i, h_i = diag(Wᵀ A_i W) and H_{s,t} = mean_i A_i,st φ_
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
@@ -31,10 +31,22 @@ from flattrain.types import Estimate, Measure, Seen, Statistic, Tap
 _ORDER = {"auto": 3, "head": 1, "relu": 2, "exact": 3}
 
 
-def _behind(seen: Seen, layer: str, form: Form | Literal["auto"]) -> tuple[Tap, Diagonals]:
-    tap = tapped(seen, layer)
-    cheapest: Form = "head" if is_head(seen, tap) else "exact"
-    return tap, diagonals(seen, tap, cheapest if form == "auto" else form)
+def _variant(
+    name: str,
+    layer: str,
+    form: Form | Literal["auto"],
+    statistic: Callable[[Tap, Diagonals], Statistic],
+    reduce: Callable[[Statistic], Estimate],
+    definition: str,
+) -> Measure:
+    """A measure of a layer's features and the diagonals of the Hessian behind it."""
+
+    def of_pass(seen: Seen, noise: Mapping[str, Tensor]) -> Statistic:
+        tap = tapped(seen, layer)
+        cheapest: Form = "head" if is_head(seen, tap) else "exact"
+        return statistic(tap, diagonals(seen, tap, cheapest if form == "auto" else form))
+
+    return Measure(name, of_pass, reduce, definition, layers=(layer,), order=_ORDER[form], after=layer)
 
 
 @checked
@@ -43,8 +55,7 @@ def normalised_relative_flatness(
 ) -> Measure:
     """κ with features scaled to unit standard deviation; `auto` is exact, in closed form for a head."""
 
-    def statistic(seen: Seen, noise: Mapping[str, Tensor]) -> Statistic:
-        tap, behind = _behind(seen, layer, form)
+    def statistic(tap: Tap, behind: Diagonals) -> Statistic:
         square = tap.input.square()
         return {
             "spread": einsum(square, behind.phi, "n j, n k -> j k") / len(square),
@@ -60,14 +71,13 @@ def normalised_relative_flatness(
         weights = (alive / scale)[:, None] * (alive * scale)[None]
         return Estimate((s["spread"] * weights).sum())
 
-    return Measure(
+    return _variant(
         "normalised_relative_flatness",
+        layer,
+        form,
         statistic,
         reduce,
         f"relative flatness of {layer!r} with features of unit standard deviation, {form} form",
-        layers=(layer,),
-        order=_ORDER[form],
-        after=layer,
     )
 
 
@@ -77,8 +87,7 @@ def relative_flatness_max(
 ) -> Measure:
     """Σ_s ‖w_s‖² λ_max(H_{s,s}) over the rows of the layer's weight."""
 
-    def statistic(seen: Seen, noise: Mapping[str, Tensor]) -> Statistic:
-        tap, behind = _behind(seen, layer, form)
+    def statistic(tap: Tap, behind: Diagonals) -> Statistic:
         blocks = einsum(behind.z, tap.input, tap.input, "n s, n i, n j -> s i j") / len(tap.input)
         return {"blocks": blocks, "squares": tap.weight.square().sum(1)}
 
@@ -86,14 +95,13 @@ def relative_flatness_max(
         top = torch.linalg.eigvalsh(s["blocks"].to(torch.float64))[:, -1]
         return Estimate((s["squares"] * top).sum())
 
-    return Measure(
+    return _variant(
         "relative_flatness_max",
+        layer,
+        form,
         statistic,
         reduce,
         f"sum over rows of {layer!r} of squared norm times top eigenvalue of the row's Hessian block",
-        layers=(layer,),
-        order=_ORDER[form],
-        after=layer,
     )
 
 
@@ -103,19 +111,17 @@ def simplified_relative_flatness(
 ) -> Measure:
     """‖W‖²_F Tr H of the layer's weight; at least κ where H is positive semi-definite."""
 
-    def statistic(seen: Seen, noise: Mapping[str, Tensor]) -> Statistic:
-        tap, behind = _behind(seen, layer, form)
+    def statistic(tap: Tap, behind: Diagonals) -> Statistic:
         trace = (tap.input.square().sum(1) * behind.z.sum(1)).mean()
         return {"trace": trace, "squares": tap.weight.square().sum()}
 
-    return Measure(
+    return _variant(
         "simplified_relative_flatness",
+        layer,
+        form,
         statistic,
         lambda s: Estimate(s["trace"] * s["squares"]),
         f"squared norm of the weight of {layer!r} times the trace of its Hessian",
-        layers=(layer,),
-        order=_ORDER[form],
-        after=layer,
     )
 
 

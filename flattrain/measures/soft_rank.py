@@ -20,6 +20,7 @@ from torch import Tensor
 
 from flattrain.core.concave import Concave, eigenvalues
 from flattrain.core.kfac import Sharing, factors
+from flattrain.core.probes import over_outputs
 from flattrain.ranges import Positive, checked
 from flattrain.types import Draw, Estimate, Measure, Seen, Statistic
 
@@ -70,7 +71,7 @@ def soft_rank(
     def draws(seen: Seen) -> dict[str, Draw]:
         if columns == "exact":
             return {}
-        return {"sketch": Draw("rademacher", tuple(seen.outputs.shape), per_example=True)}
+        return {"sketch": over_outputs(seen.outputs)}
 
     return Measure(
         "soft_rank",

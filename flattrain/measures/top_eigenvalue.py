@@ -11,40 +11,35 @@ cluster at the top it does not, and 3 % is what it says.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Generator
 
-from flattrain.core.lanczos import largest, smallest
+from flattrain.core.lanczos import Eigenvalue, largest, smallest
 from flattrain.ranges import Count, Positive, checked
 from flattrain.types import Estimate, Operator, Spectral
+
+
+def _extreme(name: str, solve: Callable[..., Eigenvalue], tolerance: float, max_products: int) -> Spectral:
+    def estimate(operator: Operator, generator: Generator) -> Estimate:
+        found = solve(operator, generator, tolerance=tolerance, max_products=max_products)
+        return Estimate(found.value, found.residual)
+
+    return Spectral(
+        name,
+        estimate,
+        f"{solve.__name__} eigenvalue of the Hessian of the mean loss, Lanczos to a residual of "
+        f"{tolerance:g} (the residual stands as its error)",
+    )
 
 
 @checked
 def top_eigenvalue(*, tolerance: Positive = 1e-3, max_products: Count = 100) -> Spectral:
     """λ₁ with ‖Hv − λv‖ ≤ tolerance · |λ|, or the best of `max_products` Hessian-vector products."""
-
-    def estimate(operator: Operator, generator: Generator) -> Estimate:
-        found = largest(operator, generator, tolerance=tolerance, max_products=max_products)
-        return Estimate(found.value, found.residual)
-
-    return Spectral(
-        "top_eigenvalue",
-        estimate,
-        f"largest eigenvalue of the Hessian of the mean loss, Lanczos to a residual of {tolerance:g} "
-        "(the residual stands as its error)",
-    )
+    return _extreme("top_eigenvalue", largest, tolerance, max_products)
 
 
 @checked
 def smallest_eigenvalue(*, tolerance: Positive = 1e-3, max_products: Count = 100) -> Spectral:
     """λ_min with ‖Hv − λv‖ ≤ tolerance · |λ|, or the best of `max_products` Hessian-vector products."""
-
-    def estimate(operator: Operator, generator: Generator) -> Estimate:
-        found = smallest(operator, generator, tolerance=tolerance, max_products=max_products)
-        return Estimate(found.value, found.residual)
-
-    return Spectral(
-        "smallest_eigenvalue",
-        estimate,
-        f"smallest eigenvalue of the Hessian of the mean loss, Lanczos to a residual of {tolerance:g} "
-        "(the residual stands as its error)",
-    )
+    return _extreme("smallest_eigenvalue", smallest, tolerance, max_products)

@@ -16,12 +16,12 @@ from typing import Any, Literal
 from torch import Generator, Tensor, nn
 
 from flattrain.core.fisher import fisher, gauss_newton
-from flattrain.core.functional import Forward, call, see
+from flattrain.core.functional import Forward, call, outputs_at
 from flattrain.core.losses import mass, recognise
 from flattrain.core.operators import Batches, hessian
 from flattrain.core.untouched import untouched
 from flattrain.ranges import checked
-from flattrain.types import Loss, Operator, Params, Seen
+from flattrain.types import Loss, Operator, Params
 
 
 @checked
@@ -45,18 +45,13 @@ def curvature(
     params: Params = {k: p.detach().clone() for k, p in model.named_parameters() if p.requires_grad}
     buffers: Params = {k: b.detach().clone() for k, b in model.named_buffers()}
 
-    def seen(live: Params, x: Any, y: Tensor | None) -> Seen:
-        copies = {k: b.clone() for k, b in buffers.items()}
-        loss = criterion if y is not None else replace(criterion, mean=lambda z, _: z.sum())
-        return see(model, loss, x, y, params=live, buffers=copies, forward=forward, higher_order=True)  # type: ignore[arg-type]
-
     def run(live: Params, x: Any) -> Tensor:
-        return seen(live, x, None).outputs
+        return outputs_at(model, forward, live, {k: b.clone() for k, b in buffers.items()}, x)
 
     with untouched(model):
         if kind == "hessian":
             weigh = partial(mass, criterion)
-            found = hessian(lambda live, x, y: seen(live, x, y).loss, params, batches, weigh)
+            found = hessian(lambda live, x, y: criterion.mean(run(live, x), y), params, batches, weigh)
         elif kind == "gauss_newton":
             found = gauss_newton(run, criterion, params, batches)
         else:

@@ -70,7 +70,8 @@ class Rule:
 class Loss:
     """A mean loss, its zero-one error, and the square root of its output Hessian.
 
-    factor(outputs) -> L (B, K, K), or None where the structure is unknown.
+    factor(outputs) -> L (B, K, C) with L Lᵀ the output Hessian S, or None where the structure is unknown.
+    sketch(outputs, ε) -> L ε (B, K) of any root L, for ε (B, K) of mean 0, covariance I; None: of `factor`.
     trace_with(outputs, W) -> Tr(W Wᵀ S) per example (B,), in closed form.
     weights(target) -> w (B,), where mean = Σ w_i ℓ_i / Σ w_i; None: all alike. Batches count by Σ w_i.
     curvature(target) -> c (B,), where the output Hessian of example i is c_i L Lᵀ; None: as the weights.
@@ -80,6 +81,7 @@ class Loss:
     mean: Callable[[Tensor, Tensor], Tensor]
     error: Callable[[Tensor, Tensor], Tensor] | None = None
     factor: Callable[[Tensor], Tensor] | None = None
+    sketch: Callable[[Tensor, Tensor], Tensor] | None = None
     trace_with: Callable[[Tensor, Tensor], Tensor] | None = None
     weights: Callable[[Tensor], Tensor] | None = None
     curvature: Callable[[Tensor], Tensor] | None = None

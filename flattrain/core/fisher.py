@@ -60,11 +60,11 @@ def fisher(
         return _sandwich(lambda z, y, k: _slope(criterion, z, y), criterion, run, params, batches)
     if kind != "mc":
         raise Refused(f"fisher: kind must be one of 'type-2', 'mc', 'empirical', got {kind!r}")
-    if generator is None or criterion.factor is None:
+    if generator is None or criterion.sketch is None:
         raise Refused(
             "fisher: kind='mc' needs a generator, and a loss that is cross entropy or squared error"
         )
-    key, factor = int(torch.randint(2**62, (), generator=generator)), criterion.factor
+    key, sketch = int(torch.randint(2**62, (), generator=generator)), criterion.sketch
 
     def drawn(outputs: Tensor, y: Tensor, number: int) -> Tensor:
         chance = stream(key, "labels", number)
@@ -76,7 +76,7 @@ def fisher(
             return r if scale is None else r * scale.sqrt()[:, None, None]
         # ℓ = (c/2)‖f − y‖² is a normal likelihood of variance 1/c: its gradient at a drawn y is √c ε = L ε.
         noise = torch.randn(outputs.shape, generator=chance, dtype=outputs.dtype).to(outputs.device)
-        return factor(outputs) @ noise.unsqueeze(-1)
+        return sketch(outputs, noise).unsqueeze(-1)
 
     return _sandwich(drawn, criterion, run, params, batches)
 

@@ -7,7 +7,7 @@ For a layer with per-example gradients Σ_s left_s right_sᵀ (core.layers; for 
     reduce   A = mean_i φ̄'_i φ̄'_iᵀ,  φ̄' = mean_s φ'_s,   B = mean_i Σ_c ḡ_ic ḡ_icᵀ,  ḡ = Σ_s g_s
 
 (Martens & Grosse 2015; expand and reduce: Eschenhagen et al. 2023; they agree when S = 1). The vectors g
-are the columns of L, S_i = L Lᵀ the output Hessian, pulled back: all K of them ("exact", the type-2 Fisher),
+are the columns of L, S_i = L Lᵀ the output Hessian, pulled back: all of them ("exact", the type-2 Fisher),
 or one vector L ε per example with ε Rademacher ("sketch"), unbiased for B. L stays on the graph: labels
 sampled from the model with the labels detached would be unbiased in value and 84 % off in gradient.
 """

@@ -2,15 +2,23 @@
 
 For one example with outputs z ∈ ℝᴷ and S = ∇²_z ℓ = L Lᵀ (K outputs, B examples):
 
-    cross entropy   S = diag(p) − p pᵀ,  L = diag(√p) − p √pᵀ   (p = softmax z; any target distribution)
-    squared error   S = c I,             L = √c I              (c = 2 for Σ_k (z_k − y_k)²)
+    cross entropy   S = diag(p) − p pᵀ   (p = softmax z; any target distribution), of rank K − 1, and
+                    L is its Cholesky factor without the last column, which is zero. With the tails
+                    s_j = Σ_{k≥j} p_k (Tanabe & Sagae 1992, for the multinomial distribution)
 
-L stays on the graph: detaching it loses the term ∂S/∂θ of a penalty's gradient.
+                        L_jj = √(p_j s_{j+1} / s_j),   L_ij = −p_i √(p_j / (s_j s_{j+1}))   for i > j
+
+    squared error   S = c I,   L = √c I          (c = 2 for Σ_k (z_k − y_k)²)
+
+A sketch is L ε with ε Rademacher, E[L ε εᵀ Lᵀ] = S, for any root: that of cross entropy takes
+L = diag(√p) − p √pᵀ, for which no K × K matrix is formed. Roots stay on the graph: detaching them loses the
+term ∂S/∂θ of a penalty's gradient. They go through log p, because √p has no gradient where p underflows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,9 +30,20 @@ from flattrain.types import Loss, Seen
 
 
 def _softmax_factor(outputs: Tensor) -> Tensor:
-    p = outputs.softmax(-1)
-    root = p.sqrt()
-    return torch.diag_embed(root) - p.unsqueeze(-1) * root.unsqueeze(-2)
+    log_p = outputs.log_softmax(-1)
+    tail = log_p.flip(-1).logcumsumexp(-1).flip(-1)
+    own, here, after = log_p[..., :-1], tail[..., :-1], tail[..., 1:]
+    # In logarithms nothing cancels: every tail is a sum of positive terms.
+    diagonal = ((own + after - here) / 2).exp()
+    column = (own - here - after) / 2
+    below = (log_p[..., :, None] + column[..., None, :]).tril(-1).exp().tril(-1)
+    return F.pad(torch.diag_embed(diagonal), (0, 0, 0, 1)) - below
+
+
+def _softmax_sketch(outputs: Tensor, noise: Tensor) -> Tensor:
+    log_p = outputs.log_softmax(-1)
+    moved = (log_p / 2).exp() * noise
+    return moved - log_p.exp() * moved.sum(-1, keepdim=True)
 
 
 def _softmax_trace_with(outputs: Tensor, weight: Tensor) -> Tensor:
@@ -45,7 +64,14 @@ def _sign_error(outputs: Tensor, target: Tensor) -> Tensor:
     return (outputs * target.reshape(outputs.shape) <= 0).to(outputs.dtype).mean()
 
 
-cross_entropy = Loss("cross_entropy", F.cross_entropy, _argmax_error, _softmax_factor, _softmax_trace_with)
+cross_entropy = Loss(
+    "cross_entropy",
+    F.cross_entropy,
+    _argmax_error,
+    _softmax_factor,
+    _softmax_sketch,
+    _softmax_trace_with,
+)
 
 
 def _scaled_identity(c: Callable[[Tensor], float]) -> dict[str, Any]:
@@ -53,6 +79,7 @@ def _scaled_identity(c: Callable[[Tensor], float]) -> dict[str, Any]:
         "factor": lambda z: (
             c(z) ** 0.5 * torch.eye(z.shape[-1], dtype=z.dtype, device=z.device).expand(*z.shape, z.shape[-1])
         ),
+        "sketch": lambda z, noise: c(z) ** 0.5 * noise,
         "trace_with": lambda z, w: c(z) * (w * w).sum() * torch.ones_like(z[..., 0]),
     }
 
@@ -76,9 +103,9 @@ mean_squared_error = Loss(
 )
 
 
-def _binary_factor(outputs: Tensor) -> Tensor:
-    p = outputs.sigmoid()
-    return torch.diag_embed((p * (1 - p) / outputs.shape[-1]).sqrt())
+def _binary_root(outputs: Tensor) -> Tensor:
+    log_variance = F.logsigmoid(outputs) + F.logsigmoid(-outputs)
+    return (log_variance / 2).exp() / outputs.shape[-1] ** 0.5
 
 
 def _binary_trace_with(outputs: Tensor, weight: Tensor) -> Tensor:
@@ -90,7 +117,8 @@ binary_cross_entropy = Loss(
     "binary_cross_entropy",
     lambda z, y: F.binary_cross_entropy_with_logits(z, y.reshape(z.shape).to(z.dtype)),
     lambda z, y: ((z > 0) != (y.reshape(z.shape) > 0.5)).to(z.dtype).mean(),
-    _binary_factor,
+    lambda z: torch.diag_embed(_binary_root(z)),
+    lambda z, noise: _binary_root(z) * noise,
     _binary_trace_with,
 )
 
@@ -142,9 +170,7 @@ def _cross_entropy_of(loss: nn.CrossEntropyLoss) -> Loss:
             return spread.sum(-1) if w is None else spread @ w
         return (1 - alpha) * weights(target) + alpha * smooth * (target != ignored)
 
-    return Loss(
-        "cross_entropy", loss, _argmax_error, _softmax_factor, _softmax_trace_with, weights, curvature
-    )
+    return replace(cross_entropy, mean=loss, weights=weights, curvature=curvature)
 
 
 def relative_weights(criterion: Loss, target: Tensor, like: Tensor) -> Tensor | None:
@@ -180,17 +206,9 @@ def output_trace(seen: Seen, weight: Tensor) -> Tensor:
 
 
 def root_of(criterion: Loss, outputs: Tensor, target: Tensor, what: str) -> Tensor:
-    """L (n, K, K) with S_i = L_i L_iᵀ the Hessian of n · loss in the outputs of example i."""
-    if criterion.factor is None:
-        raise Refused(
-            f"{what} needs the output Hessian of the loss, unknown for {criterion.name!r}; use cross "
-            "entropy, squared error or binary cross entropy (flattrain.core.losses)"
-        )
-    if outputs.ndim != 2:
-        raise Refused(
-            f"{what} needs outputs (n, K), the network gives {tuple(outputs.shape)}; pass "
-            "forward=lambda model, x: ... that returns one row per example"
-        )
+    """L (n, K, C) with S_i = L_i L_iᵀ the Hessian of n · loss in the outputs of example i."""
+    _need_root(criterion, outputs, what)
+    assert criterion.factor is not None
     root = criterion.factor(outputs)
     scale = relative_weights(criterion, target, root)
     return root if scale is None else root * scale.sqrt()[:, None, None]
@@ -202,8 +220,26 @@ def output_root(seen: Seen, what: str) -> Tensor:
 
 
 def root_vectors(seen: Seen, sketch: Tensor | None, what: str) -> list[Tensor]:
-    """The columns of L as C = K tensors (n, K), or with a sketch ε (n, K) the one tensor L ε."""
-    root = output_root(seen, what)
+    """The columns of L as C tensors (n, K), or with a sketch ε (n, K) the one tensor L ε."""
     if sketch is None:
-        return list(root.unbind(-1))
-    return [(root @ sketch[..., None])[..., 0]]
+        return list(output_root(seen, what).unbind(-1))
+    _need_root(seen.criterion, seen.outputs, what)
+    if seen.criterion.sketch is None:
+        root = output_root(seen, what)
+        return [(root @ sketch[:, : root.shape[-1], None])[..., 0]]
+    found = seen.criterion.sketch(seen.outputs, sketch)
+    scale = relative_weights(seen.criterion, seen.target, found)
+    return [found if scale is None else found * scale.sqrt()[:, None]]
+
+
+def _need_root(criterion: Loss, outputs: Tensor, what: str) -> None:
+    if criterion.factor is None:
+        raise Refused(
+            f"{what} needs the output Hessian of the loss, unknown for {criterion.name!r}; use cross "
+            "entropy, squared error or binary cross entropy (flattrain.core.losses)"
+        )
+    if outputs.ndim != 2:
+        raise Refused(
+            f"{what} needs outputs (n, K), the network gives {tuple(outputs.shape)}; pass "
+            "forward=lambda model, x: ... that returns one row per example"
+        )

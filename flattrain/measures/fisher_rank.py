@@ -1,9 +1,10 @@
 """Soft rank of the whole network's Fisher, and other concave penalties, from the Gram matrix of gradients.
 
-With J̃ the rows L_i[:, c]ᵀ ∂f_i/∂θ, the Fisher (= Gauss–Newton) matrix of the mean loss is F = J̃ᵀJ̃/n, and it
-shares its nonzero spectrum with K/n, K = J̃J̃ᵀ (n C × n C), which never needs J̃ (core.ghost):
+With J̃ the rows L_i[:, c]ᵀ ∂f_i/∂θ, the Fisher (= Gauss–Newton) matrix of the mean loss is F = J̃ᵀJ̃/n, and
+it shares its nonzero spectrum with K/n, K = J̃J̃ᵀ (n C × n C), which never needs J̃ (core.ghost). C is the
+number of outputs, less one for cross entropy:
 
-    rank_λ(F) = Tr K/n (K/n + λ)⁻¹ = n C − λ Tr (K/n + λ)⁻¹                at most min(P, n (C − 1))
+    rank_λ(F) = Tr K/n (K/n + λ)⁻¹ = n C − λ Tr (K/n + λ)⁻¹                at most min(P, n C)
 
 One matrix over all layers, so nothing is lost between them; a sketch (one random combination L ε of the
 columns per example) makes K n × n and is biased low (Jensen), as every batch is against the whole set.

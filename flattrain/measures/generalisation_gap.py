@@ -42,7 +42,7 @@ class GapReport:
     kappa: float  # Tr C / Tr F: 1 when calibrated, small when over-confident on the data it was fitted to
     stationarity: float  # ‖∇(loss + (λ/2)‖θ‖²)‖, 0 at a minimiser
     relative_lam: float  # λ / ‖F‖₂
-    most: int  # min(P, n (K − 1)), which rank_λ cannot exceed under cross entropy
+    most: int  # min(P, n C), which n · rank cannot exceed; C = K − 1 under cross entropy
 
     @property
     def cautions(self) -> tuple[str, ...]:
@@ -85,7 +85,7 @@ def gap_report(statistic: Statistic, lam: float) -> GapReport:
         kappa,
         stationary**0.5,
         lam / float(torch.linalg.matrix_norm(fisher, 2) / n),
-        min(entries, n * (columns - 2)),
+        min(entries, len(fisher)),
     )
 
 

@@ -43,7 +43,7 @@ def soft_rank(
 ) -> Measure:
     """Σ φ over the KFAC spectrum of `layers` (None: all); φ = x/(x + lam) unless `phi` says otherwise.
 
-    columns   : all K columns of the output factor, or one random combination of them per example.
+    columns   : all columns of the output factor, or one random combination of them per example.
     sharing   : how positions that share a weight (convolutions, sequences) enter the factors (core.kfac).
     uncovered : what to do with parameters whose layer has no known structure, when `layers` is None.
     """

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
+
 import oracles
 import pytest
 import torch
+from einops import einsum
 from torch.nn import functional as F
 
 from flattrain.core import trees
-from flattrain.core.losses import cross_entropy, mean_squared_error, recognise, squared_error
+from flattrain.core.losses import (
+    binary_cross_entropy,
+    cross_entropy,
+    mean_squared_error,
+    recognise,
+    squared_error,
+)
 from flattrain.core.operators import hessian
 from flattrain.core.probes import draw, stream
 from flattrain.core.trace import mean_of_probes
@@ -83,6 +92,30 @@ def test_output_hessians_and_traces(criterion):
         torch.testing.assert_close(
             criterion.trace_with(z, w)[i], torch.trace(w @ w.T @ s), rtol=1e-10, atol=1e-12
         )
+
+
+@pytest.mark.parametrize(
+    "criterion", [cross_entropy, squared_error, mean_squared_error, binary_cross_entropy]
+)
+def test_a_sketch_has_the_output_hessian_as_its_covariance(criterion):
+    z = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    signs = torch.tensor(list(itertools.product((-1.0, 1.0), repeat=4)))  # all of them: the exact mean
+    columns = torch.stack([criterion.sketch(z, e.expand(3, 4)) for e in signs])
+    covariance = einsum(columns, columns, "e n i, e n j -> n i j") / len(signs)
+    root = criterion.factor(z)
+    torch.testing.assert_close(covariance, root @ root.mT, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("criterion", [cross_entropy, binary_cross_entropy])
+def test_roots_keep_finite_gradients_where_probabilities_underflow(criterion):
+    z = torch.tensor([[300.0, -300.0, 0.0, 40.0]], dtype=torch.float32, requires_grad=True)
+    for root in (criterion.factor(z), criterion.sketch(z, torch.ones_like(z))):
+        (slope,) = torch.autograd.grad(root.square().sum(), z)
+        assert torch.isfinite(slope).all()
+
+
+def test_the_root_of_cross_entropy_has_a_column_less_than_classes():
+    assert cross_entropy.factor(torch.zeros(2, 5)).shape == (2, 5, 4)
 
 
 def test_losses_are_recognised():

@@ -7,7 +7,7 @@ The path of the data:
     measures ─▶ objective = loss + Σ λᵢ · measureᵢ        (params, batch) -> scalar, logs
                  │ gradient
               grad_fn                                     (params, batch) -> grads, logs
-                 │ rules: sam, label noise, …             grad_fn -> grad_fn
+                 │ rules: sam, label noise, …             grad_fn -> grad_fn, with a memory if need be
                  │ torchopt transformation                (grads, state) -> updates
               step                                        vmap over seeds
               loop ─▶ measures at milestones ─▶ results table ─▶ claims ─▶ verdicts ─▶ report
@@ -30,6 +30,14 @@ Logs: TypeAlias = "dict[str, Tensor]"
 Norms: TypeAlias = "tuple[tuple[str, nn.Module], ...]"
 
 
+@dataclass(frozen=True)
+class Moment:
+    """When a step is taken: its number, and the share of their radius that rules use (a schedule of ρ)."""
+
+    step: int = 0
+    strength: float = 1.0
+
+
 class Batch(NamedTuple):
     """Everything a step may see, so that two calls within a step see the same objective.
 
@@ -39,6 +47,7 @@ class Batch(NamedTuple):
     x: Tensor
     y: Tensor
     noise: dict[str, Tensor] = {}  # noqa: RUF012  (never written to; NamedTuple has no factory)
+    moment: Moment = Moment()
 
 
 class Draw(NamedTuple):
@@ -50,6 +59,8 @@ class Draw(NamedTuple):
 
 
 GradFn: TypeAlias = "Callable[[Params, Batch], tuple[Params, Logs]]"
+Memory: TypeAlias = "dict[str, Tensor]"
+MindfulGradFn: TypeAlias = "Callable[[Params, Batch, Memory], tuple[Params, Logs, Memory]]"
 
 
 @dataclass(frozen=True)
@@ -63,6 +74,22 @@ class Rule:
     draws: Callable[[Params, Batch], dict[str, Draw]] = lambda params, batch: {}
 
     def __call__(self, grad_fn: GradFn) -> GradFn:
+        return self.wrap(grad_fn)
+
+
+@dataclass(frozen=True)
+class StatefulRule:
+    """A rule that remembers: `init(params)` is its memory before the first step.
+
+    The memory is threaded through the steps beside the optimizer's state: tensors only, so that it can be
+    stacked over seeds and saved in checkpoints.
+    """
+
+    init: Callable[[Params], Memory]
+    wrap: Callable[[GradFn], MindfulGradFn]
+    draws: Callable[[Params, Batch], dict[str, Draw]] = lambda params, batch: {}
+
+    def __call__(self, grad_fn: GradFn) -> MindfulGradFn:
         return self.wrap(grad_fn)
 
 

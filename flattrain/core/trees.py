@@ -6,8 +6,12 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
-from flattrain.types import Params
+from flattrain.types import Moment, Params
+
+# Without leaves for torch.func: a moment is the same for all that is stacked.
+pytree.register_constant(Moment)
 
 
 def dot(a: Params, b: Params) -> Tensor:
@@ -16,8 +20,20 @@ def dot(a: Params, b: Params) -> Tensor:
 
 
 def norm(a: Params) -> Tensor:
-    """‖a‖₂ over all entries together."""
-    return dot(a, a).sqrt()
+    """‖a‖₂ over all entries together; of half precision in float32, of sharded tensors as a whole."""
+    return torch.linalg.vector_norm(torch.stack([_length(v) for v in a.values()]))
+
+
+def _length(v: Tensor) -> Tensor:
+    dtype = torch.float32 if v.dtype in (torch.float16, torch.bfloat16) else None
+    length: Tensor = torch.linalg.vector_norm(v, dtype=dtype)
+    whole = getattr(length, "full_tensor", None)  # of a DTensor
+    return length if whole is None else whole()
+
+
+def inverse(size: Tensor) -> Tensor:
+    """1 / size, and 0 where there is none: a direction of no length points nowhere."""
+    return torch.where(size > 0, 1 / size.clamp(min=torch.finfo(size.dtype).tiny), 0.0)
 
 
 def axpy(alpha: Tensor | float, x: Params, y: Params) -> Params:

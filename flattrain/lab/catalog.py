@@ -37,7 +37,11 @@ OPTIMIZERS = {
 RULES = {
     "plain": "rules.plain:plain",
     "sam": "rules.sam:sam",
+    "usam": "rules.sam:usam",
     "m_sam": "rules.sam:m_sam",
+    "schedule": "rules.schedule:schedule",
+    "weight_decay": "rules.decay:weight_decay",
+    "clip": "rules.decay:clip",
     "label_noise": "rules.noise:label_noise",
     "weight_noise": "rules.noise:weight_noise",
 }

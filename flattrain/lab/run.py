@@ -17,12 +17,13 @@ from flattrain.lab import catalog
 from flattrain.problems.split import Model, Split
 from flattrain.problems.two_layer import LayerNormed, TwoLayer
 from flattrain.ranges import Refused
+from flattrain.rules.compose import compose
 from flattrain.training import fused, loop, objective
 from flattrain.training.evaluate import Key, evaluate
 from flattrain.training.objective import Penalty
 from flattrain.training.stacked import Seeds, stacked_trainer
 from flattrain.training.trainer import State, Trainer
-from flattrain.types import Estimate, Loss, Measure, Network, Rule, Spectral
+from flattrain.types import Estimate, Loss, Measure, Network, Spectral
 
 PROBES = 20  # of a stochastic measure in evaluation, unless the recipe says otherwise
 
@@ -60,7 +61,7 @@ class Experiment:
         if settings is not None and fused.available() and fused.covers(self.module):
             assert isinstance(self.module, TwoLayer)
             return fused.fused_trainer(self.module, settings, self.stacked)
-        rule: Rule = _build(catalog.RULES, spec["rule"])
+        rule = compose([_build(catalog.RULES, one) for one in spec["rule"]])
         penalties = [Penalty(_build(catalog.PENALTIES, p["measure"]), p["weight"]) for p in spec["penalties"]]
         return stacked_trainer(
             objective.build(self.module, self.criterion, penalties),
@@ -166,7 +167,9 @@ def _as(dtype: torch.dtype, split: Split) -> Split:
 def _fused_settings(spec: dict[str, Any]) -> fused.Settings | None:
     """The kernel's settings, or None where a cell asks for something it does not do."""
     ((optimizer, options),) = spec["train"]["optimizer"].items()
-    ((rule, knobs),) = spec["rule"].items()
+    if len(spec["rule"]) != 1:
+        return None
+    ((rule, knobs),) = spec["rule"][0].items()
     plain_sgd = optimizer == "sgd" and not options.get("momentum") and not options.get("weight_decay")
     if not (
         plain_sgd

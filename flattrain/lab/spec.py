@@ -47,7 +47,7 @@ def cell_spec(settings: dict[str, Any], arm: str) -> dict[str, Any]:
         "dataset": _plain(dataset),
         "loss": problem["loss"],
         "model": _plain(catalog.choose(catalog.MODELS, settings["model"], f"{where}.model")),
-        "rule": _plain(catalog.choose(catalog.RULES, settings["rule"], f"{where}.rule")),
+        "rule": _rules(settings["rule"], f"{where}.rule"),
         "penalties": _penalties(settings["penalties"] or {}, where),
         "train": _train(settings["train"], dataset, where),
         "precision": settings["precision"],
@@ -56,6 +56,12 @@ def cell_spec(settings: dict[str, Any], arm: str) -> dict[str, Any]:
 
 def _plain(choice: catalog.Choice) -> dict[str, Any]:
     return {choice.name: choice.arguments}
+
+
+def _rules(given: Any, where: str) -> list[dict[str, Any]]:
+    """One rule, or a list of them from the outermost to the innermost."""
+    named = given if isinstance(given, list) else [given]
+    return [_plain(catalog.choose(catalog.RULES, rule, where)) for rule in named]
 
 
 def _penalties(table: Any, where: str) -> list[dict[str, Any]]:

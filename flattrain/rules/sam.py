@@ -1,6 +1,7 @@
-"""Sharpness-aware minimisation (Foret et al. 2021) and its m-sharpness form.
+"""Sharpness-aware minimisation (Foret et al. 2021), its unnormalised and its m-sharpness form.
 
     sam     g = ∇L(θ + ρ ∇L(θ)/‖∇L(θ)‖)                         one ascent for the whole batch
+    usam    g = ∇L(θ + ρ ∇L(θ))                                 Andriushchenko & Flammarion 2022
     m_sam   g = mean over groups of m examples of sam's g        m = 1: one ascent per example
 
 The norm is over all parameters together. Where the gradient is exactly zero there is no direction to
@@ -16,26 +17,36 @@ from einops import rearrange
 from torch import Tensor
 from torch.func import vmap
 
-from flattrain.core import trees
 from flattrain.ranges import Count, NonNegative, Refused, checked
-from flattrain.types import Batch, GradFn, Logs, Params, Rule
+from flattrain.rules.two_pass import Direction, TwoPass, stateless, unit
+from flattrain.types import Batch, GradFn, Logs, Memory, Params, Rule
 
 
-def _ascent(grad_fn: GradFn, rho: float) -> GradFn:
-    def gradient(params: Params, batch: Batch) -> tuple[Params, Logs]:
-        g, logs = grad_fn(params, batch)
-        size = trees.norm(g)
-        scale = torch.where(size > 0, rho / size.clamp(min=torch.finfo(size.dtype).tiny), 0.0)
-        ascended, after = grad_fn(trees.axpy(scale, g, params), batch)
-        return ascended, logs | {f"ascended/{k}": v for k, v in after.items()}
+def steepest(params: Params, g: Params, memory: Memory) -> tuple[Direction, Memory]:
+    """d = g / ‖g‖."""
+    return unit(g), memory
 
-    return gradient
+
+def raw(params: Params, g: Params, memory: Memory) -> tuple[Direction, Memory]:
+    """d = g."""
+    first = next(iter(g.values()))
+    return Direction(g, torch.ones((), dtype=first.dtype, device=first.device)), memory
+
+
+SAM = TwoPass(steepest)
+USAM = TwoPass(raw)
 
 
 @checked
 def sam(*, rho: NonNegative = 0.05) -> Rule:
     """SAM with radius ρ; ρ = 0 is the plain gradient."""
-    return Rule(lambda grad_fn: _ascent(grad_fn, rho))
+    return stateless(SAM, rho)
+
+
+@checked
+def usam(*, rho: NonNegative = 0.05) -> Rule:
+    """SAM without normalisation: the ascent is a gradient step of size ρ."""
+    return stateless(USAM, rho)
 
 
 @checked
@@ -43,13 +54,13 @@ def m_sam(*, rho: NonNegative = 0.05, m: Count = 1) -> Rule:
     """SAM with one ascent per group of m consecutive examples; m = 1 is per-example SAM."""
 
     def wrap(grad_fn: GradFn) -> GradFn:
-        one = _ascent(grad_fn, rho)
+        one = stateless(SAM, rho)(grad_fn)
 
         def gradient(params: Params, batch: Batch) -> tuple[Params, Logs]:
             if len(batch.y) % m:
                 raise Refused(f"m_sam: the batch of {len(batch.y)} is not a multiple of m = {m}")
-            over_groups: Any = Batch(0, 0, None)  # type: ignore[arg-type]  # axes in place of tensors
-            groups = Batch(_grouped(batch.x, m), _grouped(batch.y, m), batch.noise)
+            over_groups: Any = Batch(0, 0, None, None)  # type: ignore[arg-type]  # axes in place of tensors
+            groups = batch._replace(x=_grouped(batch.x, m), y=_grouped(batch.y, m))
             grads, logs = vmap(one, in_dims=(None, over_groups))(params, groups)
             return {k: v.mean(0) for k, v in grads.items()}, {k: v.mean(0) for k, v in logs.items()}
 

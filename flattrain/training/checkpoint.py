@@ -35,11 +35,13 @@ def save_state(path: Path, state: State, extra: Any) -> None:
     """Store `state` and the JSON value `extra`."""
     tensors = {f"params.{k}": v.contiguous() for k, v in state.params.items()}
     tensors |= {f"optimizer.{i}": v.contiguous().clone() for i, v in enumerate(state.optimizer)}
+    tensors |= {f"memory.{k}": v.contiguous().clone() for k, v in state.memory.items()}
     # The file sorts its tensors by name; sums over a tree go by its order, down to the last bit.
     about = {
         "step": state.step,
         "params": list(state.params),
         "optimizer": len(state.optimizer),
+        "memory": list(state.memory),
         "extra": extra,
     }
     header = {"flattrain": json.dumps(about)}
@@ -55,6 +57,7 @@ def load_state(path: Path) -> tuple[State, Any] | None:
             header = json.loads(file.metadata()["flattrain"])
             params = {name: file.get_tensor(f"params.{name}") for name in header["params"]}
             optimizer = [file.get_tensor(f"optimizer.{i}") for i in range(header["optimizer"])]
-        return State(header["step"], params, optimizer), header["extra"]
+            memory = {name: file.get_tensor(f"memory.{name}") for name in header["memory"]}
+        return State(header["step"], params, optimizer, memory), header["extra"]
     except (SafetensorError, KeyError, TypeError, ValueError):
         return None

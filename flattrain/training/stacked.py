@@ -14,11 +14,12 @@ from torch import Tensor
 from torch.func import vmap
 
 from flattrain.core import trees
+from flattrain.rules.compose import compose
 from flattrain.training.batches import indices, next_stop, noise_of
 from flattrain.training.objective import Objective
 from flattrain.training.optimizers import Build
 from flattrain.training.trainer import State, Trainer
-from flattrain.types import Batch, Draw, Params, Rule
+from flattrain.types import Batch, Draw, Memory, Moment, Params, Rule, StatefulRule
 
 STEPS_AT_ONCE = 200  # between two looks at the clock
 
@@ -35,7 +36,7 @@ class Seeds(NamedTuple):
 
 def stacked_trainer(
     objective: Objective,
-    rule: Rule,
+    rule: Rule | StatefulRule,
     build_optimizer: Build,
     batch_size: int,
     seeds: Seeds,
@@ -49,31 +50,37 @@ def stacked_trainer(
     examples = x.shape[1]
     rows = torch.arange(len(seeds.numbers))[:, None]
 
-    def gradient(params: Params, extra: Params, batch: Batch) -> Params:
-        return rule(objective.gradient(extra))(params, batch)[0]
+    whole = compose([rule]) if isinstance(rule, Rule) else rule
+
+    def gradient(params: Params, extra: Params, batch: Batch, memory: Memory) -> tuple[Params, Memory]:
+        grads, _, memory = whole(objective.gradient(extra))(params, batch, memory)
+        return grads, memory
 
     over_seeds, projected = vmap(gradient), vmap(project)
-    wanted = _wanted(objective, rule, seeds, batch_size)
+    wanted = _wanted(objective, whole, seeds, batch_size)
     noises = [noise_of(wanted, seed, x.dtype) for seed in seeds.numbers]
 
     def advance(state: State, target: int) -> State:
         stop = min(next_stop(state.step, target), state.step + STEPS_AT_ONCE)
         picks = torch.stack([indices(s, examples, batch_size, state.step, stop) for s in seeds.numbers], 1)
-        params, inner = state.params, optimizer.unpack(state.optimizer, state.params)
+        params, memory = state.params, state.memory
+        inner = optimizer.unpack(state.optimizer, params)
         for k, pick in enumerate(picks):
             noise = trees.stack([noise_at(state.step + k) for noise_at in noises])
-            batch = Batch(x[rows, pick], y[rows, pick], noise)
-            params, inner = optimizer.update(over_seeds(params, buffers, batch), inner, params)
+            batch = Batch(x[rows, pick], y[rows, pick], noise, Moment(state.step + k))
+            grads, memory = over_seeds(params, buffers, batch, memory)
+            params, inner = optimizer.update(grads, inner, params)
             params = projected(params)
-        return State(stop, params, optimizer.pack(inner))
+        return State(stop, params, optimizer.pack(inner), memory)
 
     def init() -> State:
-        return State(0, start, optimizer.pack(optimizer.init(start)))
+        memories = trees.stack([whole.init(params) for params in seeds.params])
+        return State(0, start, optimizer.pack(optimizer.init(start)), memories)
 
     return Trainer(init, advance, f"stacked over {len(seeds.numbers)} seeds under vmap")
 
 
-def _wanted(objective: Objective, rule: Rule, seeds: Seeds, batch_size: int) -> dict[str, Draw]:
+def _wanted(objective: Objective, rule: StatefulRule, seeds: Seeds, batch_size: int) -> dict[str, Draw]:
     """Names and shapes of one step's noise, from one dry pass of the first seed."""
     batch = Batch(seeds.x[0][:batch_size], seeds.y[0][:batch_size])
     live = {k: p.detach().requires_grad_() for k, p in seeds.params[0].items()}

@@ -8,15 +8,16 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from flattrain.types import Params
+from flattrain.types import Memory, Params
 
 
 class State(NamedTuple):
-    """Parameters stacked over seeds (S, ...), the optimizer's tensors, and the number of steps taken."""
+    """After `step` steps: parameters and rule's memory, stacked over seeds, and the optimizer's tensors."""
 
     step: int
     params: Params
     optimizer: list[Tensor]
+    memory: Memory = {}  # noqa: RUF012  (never written to; NamedTuple has no factory)
 
 
 @dataclass(frozen=True)

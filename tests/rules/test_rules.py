@@ -90,7 +90,7 @@ def test_sam_on_a_quadratic_settles_where_theory_says():
     params = {"x": torch.tensor([1.0, 1.0])}
     step = sam(rho=rho)(grad_fn)
     for _ in range(3000):
-        g, _ = step(params, None)
+        g, _ = step(params, Batch(None, None))
         params = {"x": params["x"] - eta * g["x"]}
     assert float(params["x"].norm()) == pytest.approx(eta * rho / (2 - eta), rel=1e-6)
     assert abs(float(params["x"][1])) < 1e-8
@@ -98,7 +98,7 @@ def test_sam_on_a_quadratic_settles_where_theory_says():
 
 def test_at_an_exact_minimum_sam_stays():
     params = {"x": torch.zeros(3)}
-    g, _ = sam(rho=0.1)(lambda p, b: ({"x": 2 * p["x"]}, {}))(params, None)
+    g, _ = sam(rho=0.1)(lambda p, b: ({"x": 2 * p["x"]}, {}))(params, Batch(None, None))
     assert torch.equal(g["x"], torch.zeros(3))
 
 

@@ -22,7 +22,7 @@ ALLOWED = {
     "rules": {"types", "ranges", "core", "rules"},
     "training": {"types", "ranges", "core", "problems", "measures", "rules", "training"},
     "regularizers": {"types", "ranges", "core", "measures", "training"},
-    "optim": {"types", "ranges", "core"},
+    "optim": {"types", "ranges", "core", "rules", "optim"},
 }
 NO_TORCH = (
     "results",

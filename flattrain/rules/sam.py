@@ -17,20 +17,20 @@ from einops import rearrange
 from torch import Tensor
 from torch.func import vmap
 
+from flattrain.core import trees
 from flattrain.ranges import Count, NonNegative, Refused, checked
-from flattrain.rules.two_pass import Direction, TwoPass, stateless, unit
+from flattrain.rules.two_pass import Direction, TwoPass, stateless
 from flattrain.types import Batch, GradFn, Logs, Memory, Params, Rule
 
 
-def steepest(params: Params, g: Params, memory: Memory) -> tuple[Direction, Memory]:
+def steepest(params: Params, g: Params, size: Tensor, memory: Memory) -> tuple[Direction, Memory]:
     """d = g / ‖g‖."""
-    return unit(g), memory
+    return Direction(g, trees.inverse(size)), memory
 
 
-def raw(params: Params, g: Params, memory: Memory) -> tuple[Direction, Memory]:
+def raw(params: Params, g: Params, size: Tensor, memory: Memory) -> tuple[Direction, Memory]:
     """d = g."""
-    first = next(iter(g.values()))
-    return Direction(g, torch.ones((), dtype=first.dtype, device=first.device)), memory
+    return Direction(g, torch.ones_like(size)), memory
 
 
 SAM = TwoPass(steepest)

@@ -25,22 +25,27 @@ class Direction(NamedTuple):
     scale: Tensor
 
 
+def nothing(params: Params) -> Memory:
+    """The memory of a member that has none."""
+    return {}
+
+
 @dataclass(frozen=True)
 class TwoPass:
     """One member of the family, as functions of trees {parameter: tensor}.
 
-    direction : (θ, g, memory) -> (d, memory). Zero where there is nowhere to ascend, never NaN.
+    direction : (θ, g, ‖g‖, memory) -> (d, memory). Zero where there is nowhere to ascend, never NaN.
     combine   : (g, g̃, memory) -> (gradient, memory); None where it is g̃, so that g need not be kept.
     every     : the second gradient is taken at every so many steps; in between, `between` stands for it.
     between   : (g, memory) -> gradient.
     init      : θ -> the memory before the first step.
     """
 
-    direction: Callable[[Params, Params, Memory], tuple[Direction, Memory]]
+    direction: Callable[[Params, Params, Tensor, Memory], tuple[Direction, Memory]]
     combine: Callable[[Params, Params, Memory], tuple[Params, Memory]] | None = None
     every: int = 1
     between: Callable[[Params, Memory], Params] | None = None
-    init: Callable[[Params], Memory] = lambda params: {}
+    init: Callable[[Params], Memory] = nothing
 
 
 def as_rule(member: TwoPass, rho: float) -> StatefulRule:
@@ -54,7 +59,7 @@ def as_rule(member: TwoPass, rho: float) -> StatefulRule:
                 return g, logs, memory
             if member.between is not None and batch.moment.step % member.every:
                 return member.between(g, memory), logs, memory
-            direction, memory = member.direction(params, g, memory)
+            direction, memory = member.direction(params, g, trees.norm(g), memory)
             there = trees.axpy(radius * direction.scale, direction.along, params)
             ascended, after = grad_fn(there, batch)
             logs = logs | {f"ascended/{k}": v for k, v in after.items()}
@@ -82,8 +87,3 @@ def stateless(member: TwoPass, rho: float) -> Rule:
         return gradient
 
     return Rule(wrap)
-
-
-def unit(g: Params) -> Direction:
-    """g / ‖g‖ over all parameters together; 0 where the gradient is exactly zero."""
-    return Direction(g, trees.inverse(trees.norm(g)))

@@ -1,0 +1,52 @@
+"""Weights moved in place and put back bit for bit, and the length of a gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from flattrain.rules.two_pass import Direction
+from flattrain.types import Params
+
+
+class Displacement:
+    """θ + ρ d in the place of θ, until `undo`.
+
+    Weights are copied, not subtracted again, which would leave them a rounding error away. The copies are
+    kept from step to step: allocating them anew costs a sixth of a small net's step.
+    """
+
+    def __init__(self) -> None:
+        self._copies: Params = {}
+        self._moved: Params = {}
+
+    @torch.no_grad()
+    def move(self, params: Params, direction: Direction, radius: Mapping[str, float]) -> None:
+        """p ← p + radius · scale · along; `along` may be sparse."""
+        scale = float(direction.scale)
+        for key, along in direction.along.items():
+            p = params[key]
+            copy = self._copies.get(key)
+            if copy is None or copy.shape != p.shape or copy.dtype != p.dtype or copy.device != p.device:
+                copy = self._copies[key] = torch.empty_like(p)
+            copy.copy_(p)
+            self._moved[key] = p
+            p.add_(along, alpha=scale * radius[key])
+
+    @torch.no_grad()
+    def undo(self) -> None:
+        """Every weight that was moved, as it was."""
+        for key, p in self._moved.items():
+            p.copy_(self._copies[key])
+        self._moved = {}
+
+
+def length(tensors: Sequence[Tensor]) -> Tensor:
+    """‖·‖₂ of all tensors together: of half precision in float32, of sharded tensors as a whole."""
+    dense = [t.coalesce().values() if t.is_sparse else t for t in tensors]
+    short = any(t.dtype in (torch.float16, torch.bfloat16) for t in dense)
+    norms = torch._foreach_norm(dense, 2, torch.float32 if short else None)
+    whole = [getattr(n, "full_tensor", lambda n=n: n)() for n in norms]  # of a DTensor
+    return torch.linalg.vector_norm(torch.stack([n.to(whole[0].device) for n in whole]))

@@ -31,8 +31,8 @@ class Processes:
             raise Refused("perturbation='local' needs ddp=, the model in DistributedDataParallel")
         if perturbation == "local" and member.combine is not None:
             raise Refused(
-                "perturbation='local' would let the processes drift apart: this rule's step has a part of the "
-                "first gradient, which is not averaged; use perturbation='global'"
+                "perturbation='local' would let the processes drift apart: this rule's step has a part of "
+                "the first gradient, which is not averaged; use perturbation='global'"
             )
         self.ddp = ddp if perturbation == "local" else None
 

@@ -47,6 +47,8 @@ def length(tensors: Sequence[Tensor]) -> Tensor:
     """‖·‖₂ of all tensors together: of half precision in float32, of sharded tensors as a whole."""
     dense = [t.coalesce().values() if t.is_sparse else t for t in tensors]
     short = any(t.dtype in (torch.float16, torch.bfloat16) for t in dense)
-    norms = torch._foreach_norm(dense, 2, torch.float32 if short else None)
-    whole = [getattr(n, "full_tensor", lambda n=n: n)() for n in norms]  # of a DTensor
-    return torch.linalg.vector_norm(torch.stack([n.to(whole[0].device) for n in whole]))
+    norms: Sequence[Tensor] = torch._foreach_norm(dense, 2, torch.float32 if short else None)
+    norms = [n.full_tensor() if hasattr(n, "full_tensor") else n for n in norms]  # of a DTensor
+    if len({n.device for n in norms}) > 1:
+        norms = [n.to(norms[0].device) for n in norms]
+    return torch.linalg.vector_norm(torch.stack(norms))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import oracles
 import pytest
 import torch
@@ -44,7 +46,7 @@ def test_a_schedule_goes_on_where_it_stopped():
         if step == 3:
             nets[1].load_state_dict(nets[0].state_dict())
             resumed, again = fresh(nets[1])
-            resumed.load_state_dict(optimizer.state_dict())
+            resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
             again.load_state_dict(schedule.state_dict())
         optimizer.step(closure_for(nets[0], x, y))
         schedule.step()

@@ -26,20 +26,29 @@ class Displacement:
     def move(self, params: Params, direction: Direction, radius: Mapping[str, float]) -> None:
         """p ← p + radius · scale · along; `along` may be sparse."""
         scale = float(direction.scale)
-        for key, along in direction.along.items():
-            p = params[key]
-            copy = self._copies.get(key)
-            if copy is None or copy.shape != p.shape or copy.dtype != p.dtype or copy.device != p.device:
-                copy = self._copies[key] = torch.empty_like(p)
-            copy.copy_(p)
-            self._moved[key] = p
-            p.add_(along, alpha=scale * radius[key])
+        copies = [self._copy(key, params[key]) for key in direction.along]
+        self._moved = {key: params[key] for key in direction.along}
+        torch._foreach_copy_(copies, list(self._moved.values()))
+        for rho in {radius[key] for key in self._moved}:
+            moves = [(p, direction.along[key]) for key, p in self._moved.items() if radius[key] == rho]
+            dense = [pair for pair in moves if not pair[1].is_sparse]
+            if dense:
+                torch._foreach_add_(*map(list, zip(*dense, strict=True)), alpha=scale * rho)
+            for p, along in moves:
+                if along.is_sparse:
+                    p.add_(along, alpha=scale * rho)
+
+    def _copy(self, key: str, p: Tensor) -> Tensor:
+        copy = self._copies.get(key)
+        if copy is None or copy.shape != p.shape or copy.dtype != p.dtype or copy.device != p.device:
+            copy = self._copies[key] = torch.empty_like(p)
+        return copy
 
     @torch.no_grad()
     def undo(self) -> None:
         """Every weight that was moved, as it was."""
-        for key, p in self._moved.items():
-            p.copy_(self._copies[key])
+        if self._moved:
+            torch._foreach_copy_(list(self._moved.values()), [self._copies[key] for key in self._moved])
         self._moved = {}
 
 

@@ -38,29 +38,9 @@ def gram_matrix(x: Tensor) -> Tensor:
     return out
 
 
-class _SquaredRows(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return torch.linalg.vector_norm(x, dim=-1).square()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> Tensor:
-        (x,), (g,) = ctx.saved_tensors, cotangents
-        return (2 * g)[..., None] * x
-
-
 def squared_rows(x: Tensor) -> Tensor:
-    """‖x‖² (...) of the rows of X (..., D), without the squares in memory."""
-    if not x.requires_grad:
-        return torch.linalg.vector_norm(x, dim=-1).square()
-    out: Tensor = _SquaredRows.apply(x)
-    return out
+    """‖x‖² (...) of the rows of X (..., D); without the squares in memory where nothing is differentiated."""
+    return torch.linalg.vecdot(x, x) if x.requires_grad else torch.linalg.vector_norm(x, dim=-1).square()
 
 
 class _GramEigenvalues(torch.autograd.Function):
@@ -75,7 +55,6 @@ class _GramEigenvalues(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
         ctx.save_for_backward(inputs[0], output[1])
         ctx.mark_non_differentiable(output[1])
-        ctx.set_materialize_grads(False)  # the vectors have none
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> Tensor:

@@ -37,6 +37,10 @@ _NUMBERS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 }
 
 
+# What the laboratory gives to a builder and a recipe cannot write.
+_GIVEN = {"OfBatch": "a function of (params, batch)", "Loss": "a flattrain.types.Loss"}
+
+
 class Refused(ValueError):
     """Bad input, in one line: what offends, what is allowed, how to mend it."""
 
@@ -80,6 +84,10 @@ def refusal(annotation: str, value: Any) -> str | None:
             if isinstance(value, str):
                 return None
             said.append("a text")
+        elif option in _GIVEN:
+            if not isinstance(value, bool | int | float | str | list | tuple | dict):
+                return None
+            said.append(_GIVEN[option])
         elif option.startswith("Literal["):
             allowed = _literals(option)
             if value in allowed:

@@ -58,6 +58,7 @@ class Draw(NamedTuple):
     per_example: bool = False  # the leading dimension runs over the examples of the batch
 
 
+OfBatch: TypeAlias = "Callable[[Params, Batch], Tensor]"
 GradFn: TypeAlias = "Callable[[Params, Batch], tuple[Params, Logs]]"
 Memory: TypeAlias = "dict[str, Tensor]"
 MindfulGradFn: TypeAlias = "Callable[[Params, Batch, Memory], tuple[Params, Logs, Memory]]"

@@ -140,6 +140,21 @@ def is_normalisation(layer: nn.Module) -> bool:
     return isinstance(layer, _NORM)
 
 
+def normalisation_parameters(module: nn.Module) -> tuple[str, ...]:
+    """Names of the trainable γ and β of the normalisations in a module, found by their types.
+
+    A normalisation of one's own says so with a class attribute `normalises = True`.
+    """
+    return tuple(
+        f"{name}.{key}" if name else key
+        for name, part in module.named_modules()
+        if isinstance(part, (*_NORM, nn.RMSNorm, nn.modules.batchnorm._NormBase))
+        or getattr(part, "normalises", False)
+        for key, p in part.named_parameters(recurse=False)
+        if p.requires_grad
+    )
+
+
 def sides(tap: Tap, g: Tensor) -> Outer:
     """The weight's gradients for pulled back vectors g (C, n, *z); of a layer that is not a normalisation."""
     layer: Any = tap.module

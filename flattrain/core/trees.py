@@ -15,8 +15,15 @@ pytree.register_constant(Moment)
 
 
 def dot(a: Params, b: Params) -> Tensor:
-    """⟨a, b⟩ = Σ over all entries."""
-    return torch.stack([(a[k] * b[k]).sum() for k in a]).sum()
+    """⟨a, b⟩ = Σ over all entries; of half precision in float32, of sharded tensors as a whole."""
+    return torch.stack([_product(a[k], b[k]) for k in a]).sum()
+
+
+def _product(x: Tensor, y: Tensor) -> Tensor:
+    dtype = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else None
+    total: Tensor = (x * y).sum(dtype=dtype)
+    whole = getattr(total, "full_tensor", None)  # of a DTensor
+    return total if whole is None else whole()
 
 
 def norm(a: Params) -> Tensor:
@@ -39,6 +46,13 @@ def inverse(size: Tensor) -> Tensor:
 def axpy(alpha: Tensor | float, x: Params, y: Params) -> Params:
     """y + α x, out of place."""
     return {k: y[k] + alpha * x[k] for k in y}
+
+
+def orthogonal(a: Params, b: Params) -> Params:
+    """The part of a that is orthogonal to b, over all entries together; a itself where b is zero."""
+    along = inverse(norm(b))
+    towards = {k: along * v for k, v in b.items()}  # of length 1, so that no square under- or overflows
+    return axpy(-dot(a, towards), towards, a)
 
 
 def flatten(a: Params) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from flattrain.core import losses, trees
+from flattrain.core.layers import normalisation_parameters
 from flattrain.core.probes import stream
 from flattrain.lab import catalog
 from flattrain.problems.split import Model, Split
@@ -61,11 +62,24 @@ class Experiment:
         if settings is not None and fused.available() and fused.covers(self.module):
             assert isinstance(self.module, TwoLayer)
             return fused.fused_trainer(self.module, settings, self.stacked)
-        rule = compose([_build(catalog.RULES, one) for one in spec["rule"]])
         penalties = [Penalty(_build(catalog.PENALTIES, p["measure"]), p["weight"]) for p in spec["penalties"]]
+        whole = objective.build(self.module, self.criterion, penalties)
+        # A function of (params, batch) alone cannot tell which seed's buffers it is to see.
+        apart = not any(self.stacked.buffers)
+        rules = [
+            _build(
+                catalog.RULES,
+                one,
+                parameters=normalisation_parameters(self.module),
+                criterion=self.criterion,
+                outputs=whole.outputs if apart else None,
+                losses=whole.losses if apart else None,
+            )
+            for one in spec["rule"]
+        ]
         return stacked_trainer(
-            objective.build(self.module, self.criterion, penalties),
-            rule,
+            whole,
+            compose(rules),
             _build(catalog.OPTIMIZERS, spec["train"]["optimizer"]),
             spec["train"]["batch_size"],
             self.stacked,

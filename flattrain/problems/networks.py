@@ -9,6 +9,7 @@ from typing import Literal
 
 from torch import nn
 
+from flattrain.core.eager import LayerNorm
 from flattrain.problems import start
 from flattrain.problems.split import Model, Split
 from flattrain.ranges import Refused, checked
@@ -26,8 +27,12 @@ def mlp(
     *,
     widths: tuple[int, ...] = (64,),
     activation: Literal["relu", "tanh", "softplus", "gelu"] = "relu",
+    normalisation: Literal["none", "layer"] = "none",
 ) -> Model:
-    """Linear layers `hidden1`, `hidden2`, … and `head` on flattened inputs."""
+    """Linear layers `hidden1`, `hidden2`, … and `head` on flattened inputs.
+
+    With `normalisation="layer"` a LayerNorm `norm1`, `norm2`, … stands before each activation.
+    """
     if not widths or min(widths) < 1:
         raise Refused(f"mlp: widths must be a list of whole numbers >= 1, got {list(widths)}")
 
@@ -36,6 +41,8 @@ def mlp(
         parts: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
         for k, (inputs, outputs) in enumerate(pairwise(sizes), start=1):
             parts[f"hidden{k}"] = nn.Linear(inputs, outputs)
+            if normalisation == "layer":
+                parts[f"norm{k}"] = LayerNorm(outputs)
             parts[f"act{k}"] = ACTIVATIONS[activation]()
         parts["head"] = nn.Linear(sizes[-1], split.outputs)
         return nn.Sequential(parts)

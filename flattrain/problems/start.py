@@ -1,6 +1,7 @@
 """PyTorch's default initialisation, drawn from an explicit generator.
 
-nn.Linear and nn.Conv2d draw weights and biases from U(−1/√fan_in, 1/√fan_in).
+nn.Linear and nn.Conv2d draw weights and biases from U(−1/√fan_in, 1/√fan_in); nn.LayerNorm starts at γ = 1
+and β = 0.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ def default(module: nn.Module, split: Split, generator: Generator) -> Params:
             for key, p in own.items():
                 draw = torch.rand(p.shape, generator=generator, dtype=p.dtype)
                 params[prefix + key] = (2 * draw - 1) * bound
+        elif isinstance(part, nn.LayerNorm):
+            params |= {prefix + key: torch.full_like(p, float(key == "weight")) for key, p in own.items()}
         elif hasattr(part, "start"):
             params |= {prefix + key: value for key, value in part.start().items()}
         else:

@@ -63,6 +63,7 @@ class TrainingSetNorm(nn.Module):
     """γ_j a_j / √(mean over the training set of a_j²); 0 for a unit that no training example activates."""
 
     couples_examples = True
+    normalises = True
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
-from torch.func import grad
+from torch.func import grad, vmap
 
 from flattrain.core.eager import guard
-from flattrain.core.functional import Forward, call, only, see
+from flattrain.core.functional import Forward, call, only, outputs_at, see
 from flattrain.core.layers import covered_layers, with_ties
 from flattrain.ranges import Refused, refusal
 from flattrain.types import Batch, Draw, GradFn, Logs, Loss, Measure, Params, Seen
@@ -78,6 +78,22 @@ class Objective:
             return self.total(self.see(batch.x, batch.y, params, buffers), batch.noise)
 
         return grad(value, has_aux=True)
+
+    def outputs(self, params: Params, batch: Batch) -> Tensor:
+        """The network's outputs (n, K), for rules that look at them; with the module's own buffers."""
+        return outputs_at(self.module, self.forward, params, {}, batch.x)
+
+    def losses(self, params: Params, batch: Batch) -> Tensor:
+        """The loss of each example (n,), without penalties; their mean is the batch's."""
+
+        def one(outputs: Tensor, target: Tensor) -> Tensor:
+            return self.criterion.mean(outputs[None], target[None])
+
+        each: Tensor = vmap(one)(self.outputs(params, batch), batch.y)
+        if self.criterion.weights is None:
+            return each
+        w = self.criterion.weights(batch.y)
+        return each * (w * len(w) / w.sum()).to(each.dtype)
 
 
 def on_batch(measure: Measure, seen: Seen, noise: dict[str, Tensor]) -> Tensor:

@@ -10,11 +10,11 @@ from torch.nn import functional as F
 
 from flattrain.core.losses import cross_entropy, squared_error
 from flattrain.ranges import Refused
-from flattrain.rules.noise import label_noise, weight_noise
+from flattrain.rules.noise import antithetic_noise, label_noise, weight_noise
 from flattrain.rules.plain import plain
 from flattrain.rules.sam import m_sam, sam
 from flattrain.training.objective import Penalty, build
-from flattrain.types import Batch
+from flattrain.types import Batch, Moment
 
 
 def setting():
@@ -66,18 +66,66 @@ def test_noise_rules_are_their_formulas():
     mine, _ = label_noise(delta=0.5)(grad_fn)(params, Batch(x, y, {"rule.labels": signs}))
     wanted = gradient_at(net, at, x, y + 0.5 * signs, squared_error.mean)
     torch.testing.assert_close(oracles.flat(mine), wanted, rtol=1e-12, atol=1e-14)
-    noise = {f"rule.{k}": torch.randn_like(v) for k, v in params.items()}
+    noise = {f"0.{k}": torch.randn_like(v) for k, v in params.items()}
     mine, _ = weight_noise(scale=0.2)(grad_fn)(params, Batch(x, y, noise))
     wanted = gradient_at(net, at + 0.2 * oracles.flat(noise), x, y, squared_error.mean)
     torch.testing.assert_close(oracles.flat(mine), wanted, rtol=1e-12, atol=1e-14)
 
 
+def test_smoothing_over_copies_and_pairs():
+    net, grad_fn, params, batch = setting()
+    at = oracles.flat(params)
+    noise = {f"{j}.{k}": torch.randn_like(v) for j in range(3) for k, v in params.items()}
+    xi = [oracles.flat({k: noise[f"{j}.{k}"] for k in params}) for j in range(3)]
+
+    def g(vector):
+        return gradient_at(net, vector, batch.x, batch.y)
+
+    mine, logs = weight_noise(scale=0.2, copies=3)(grad_fn)(params, batch._replace(noise=noise))
+    wanted = sum(g(at + 0.2 * e) for e in xi) / 3
+    torch.testing.assert_close(oracles.flat(mine), wanted, rtol=1e-12, atol=1e-14)
+    losses = [oracles.loss_of_vector(net, F.cross_entropy, batch.x, batch.y)[0](at + 0.2 * e) for e in xi]
+    torch.testing.assert_close(logs["loss"], sum(losses) / 3)
+    mine, _ = antithetic_noise(scale=0.2, pairs=2)(grad_fn)(params, batch._replace(noise=noise))
+    wanted = sum(g(at + sign * 0.2 * e) for e in xi[:2] for sign in (1, -1)) / 4
+    torch.testing.assert_close(oracles.flat(mine), wanted, rtol=1e-12, atol=1e-14)
+    assert (wanted - g(at)).norm() > 1e-3
+
+
+def test_pairs_have_no_odd_term():
+    """The step that noise of scale s adds: O(s) for a copy, O(s²) for a pair."""
+    _, grad_fn, params, batch = setting()
+    plain = oracles.flat(grad_fn(params, batch)[0])
+    batch = batch._replace(noise={f"0.{k}": torch.randn_like(v) for k, v in params.items()})
+
+    def added(make, scale):
+        return float((oracles.flat(make(scale=scale)(grad_fn)(params, batch)[0]) - plain).norm())
+
+    assert added(weight_noise, 2e-3) / added(weight_noise, 1e-3) == pytest.approx(2, rel=0.02)
+    assert added(antithetic_noise, 2e-3) / added(antithetic_noise, 1e-3) == pytest.approx(4, rel=0.02)
+
+
+def test_a_schedule_scales_noise():
+    net = oracles.small_net(sizes=(4, 5, 1))
+    x, _ = oracles.data()
+    params = {k: p.detach() for k, p in net.named_parameters()}
+    noise = {f"0.{k}": torch.randn_like(v) for k, v in params.items()} | {"rule.labels": torch.ones(len(x))}
+    grad_fn = build(net, squared_error, []).gradient()
+    batch = Batch(x, torch.zeros(len(x)), noise)
+    for make in (lambda s: weight_noise(scale=s), lambda s: label_noise(delta=s)):
+        half, _ = make(0.4)(grad_fn)(params, batch._replace(moment=Moment(0, 0.5)))
+        wanted, _ = make(0.2)(grad_fn)(params, batch)
+        torch.testing.assert_close(oracles.flat(half), oracles.flat(wanted), rtol=1e-14, atol=1e-16)
+        assert (oracles.flat(half) - oracles.flat(grad_fn(params, batch)[0])).norm() > 1e-3
+
+
 def test_strength_zero_is_the_plain_gradient():
     _, grad_fn, params, batch = setting()
-    noise = {f"rule.{k}": torch.randn_like(v) for k, v in params.items()}
+    noise = {f"0.{k}": torch.randn_like(v) for k, v in params.items()}
     rule_is_identity(plain(), grad_fn, params, batch)
     rule_is_identity(sam(rho=0.0), grad_fn, params, batch)
     rule_is_identity(weight_noise(scale=0.0), grad_fn, params, batch._replace(noise=noise))
+    rule_is_identity(antithetic_noise(scale=0.0), grad_fn, params, batch._replace(noise=noise))
 
 
 def test_sam_on_a_quadratic_settles_where_theory_says():

@@ -1,0 +1,60 @@
+"""Adaptive SAM (Kwon et al. 2021): an ascent that does not see how the layers share their scale.
+
+    ε = ρ T² g / ‖T g‖,   g̃ = ∇L(θ + ε)          T: what a unit of perturbation is worth at each weight
+
+    elementwise   T = |θ| + η            layerwise   T = ‖θ_l‖₂ + η of the whole tensor l
+
+T is squared in ε but not in the norm. It is the identity on biases, which are the tensors whose name ends
+in "bias" (the authors' code scales the tensors whose name holds "weight", which is the same for PyTorch's
+layers); `biases="scaled"` treats them as all others. With η = 0 the perturbed *function* stays the same when
+one layer is multiplied by a and the next divided by it.
+
+ρ is not portable between conventions: at one ρ the length of ε differs by a factor of 26 between T = |θ| on
+every tensor (η = 0, biases scaled, as davda54's port has it, with ρ about 2) and the authors' code, whose
+identity on the biases then dominates.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+from flattrain.core import trees
+from flattrain.ranges import NonNegative, checked
+from flattrain.rules.two_pass import Direction, TwoPass, stateless
+from flattrain.types import Memory, Params, Rule
+
+
+@checked
+def adaptive(
+    *,
+    eta: NonNegative = 0.01,
+    scale: Literal["elementwise", "layerwise"] = "elementwise",
+    biases: Literal["identity", "scaled"] = "identity",
+) -> TwoPass:
+    """d = T² g / ‖T g‖, over all parameters together."""
+
+    def measured(name: str, p: Tensor, g: Tensor) -> Tensor:
+        if biases == "identity" and name.endswith("bias"):
+            return g
+        return g * (p.abs() + eta if scale == "elementwise" else p.norm() + eta)
+
+    def direction(params: Params, g: Params, memory: Memory) -> tuple[Direction, Memory]:
+        once = {k: measured(k, params[k], v) for k, v in g.items()}
+        twice = {k: measured(k, params[k], v) for k, v in once.items()}
+        return Direction(twice, trees.inverse(trees.norm(once))), memory
+
+    return TwoPass(direction)
+
+
+@checked
+def asam(
+    *,
+    rho: NonNegative = 0.5,
+    eta: NonNegative = 0.01,
+    scale: Literal["elementwise", "layerwise"] = "elementwise",
+    biases: Literal["identity", "scaled"] = "identity",
+) -> Rule:
+    """Adaptive SAM; ρ = 0.5 (CIFAR-10) and η = 0.01 as in the authors' code, whose script sets η = 0."""
+    return stateless(adaptive(eta=eta, scale=scale, biases=biases), rho)

@@ -1,0 +1,36 @@
+"""SAM with an ascent of several steps.
+
+    θ_0 = θ,   θ_j = θ_{j−1} + (ρ/n) g_j/‖g_j‖ with g_j = ∇L(θ_{j−1}),   the rule's gradient: ∇L(θ_n)
+
+The plain form (ours): n normalised steps of equal length on the same batch. They end within ρ of θ, so there
+is nothing to project. n = 1 is SAM; the cost is n + 1 gradients.
+"""
+
+from __future__ import annotations
+
+from flattrain.core import trees
+from flattrain.ranges import Count, NonNegative, checked
+from flattrain.rules.two_pass import unit
+from flattrain.types import Batch, GradFn, Logs, Params, Rule
+
+
+@checked
+def n_step_sam(*, rho: NonNegative = 0.05, steps: Count = 2) -> Rule:
+    """SAM that ascends a distance of ρ in `steps` steps, each along the gradient where it stands."""
+
+    def wrap(grad_fn: GradFn) -> GradFn:
+        def gradient(params: Params, batch: Batch) -> tuple[Params, Logs]:
+            g, logs = grad_fn(params, batch)
+            radius = rho * batch.moment.strength
+            if radius == 0:
+                return g, logs
+            there, after = params, logs
+            for _ in range(steps):
+                direction = unit(g)
+                there = trees.axpy(radius / steps * direction.scale, direction.along, there)
+                g, after = grad_fn(there, batch)
+            return g, logs | {f"ascended/{k}": v for k, v in after.items()}
+
+        return gradient
+
+    return Rule(wrap)

@@ -40,7 +40,7 @@ def adaptive(
             return g
         return g * (p.abs() + eta if scale == "elementwise" else p.norm() + eta)
 
-    def direction(params: Params, g: Params, memory: Memory) -> tuple[Direction, Memory]:
+    def direction(params: Params, g: Params, size: Tensor, memory: Memory) -> tuple[Direction, Memory]:
         once = {k: measured(k, params[k], v) for k, v in g.items()}
         twice = {k: measured(k, params[k], v) for k, v in once.items()}
         return Direction(twice, trees.inverse(trees.norm(once))), memory

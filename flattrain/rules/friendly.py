@@ -10,10 +10,11 @@ with the m of the steps before, and m starts as the first g: the first ascent is
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from flattrain.core import trees
 from flattrain.ranges import Fraction, NonNegative, checked
-from flattrain.rules.two_pass import Direction, TwoPass, as_rule, unit
+from flattrain.rules.two_pass import Direction, TwoPass, as_rule
 from flattrain.types import Memory, Params, StatefulRule
 
 SEEN = "any gradient seen"  # 0 or 1: the first gradient has nothing to be averaged with
@@ -23,11 +24,13 @@ SEEN = "any gradient seen"  # 0 or 1: the first gradient has nothing to be avera
 def friendly(*, sigma: NonNegative = 1.0, lam: Fraction = 0.9) -> TwoPass:
     """d = (g − σ m)/‖g − σ m‖, with the mean m of the gradients before."""
 
-    def direction(params: Params, g: Params, memory: Memory) -> tuple[Direction, Memory]:
+    def direction(params: Params, g: Params, size: Tensor, memory: Memory) -> tuple[Direction, Memory]:
         mean = {k: memory[_mean(k)] for k in g}
         old = lam * memory[SEEN]
         after = {_mean(k): old * mean[k] + (1 - old) * v for k, v in g.items()}
-        return unit(trees.axpy(-sigma, mean, g)), memory | after | {SEEN: torch.ones_like(memory[SEEN])}
+        d = trees.axpy(-sigma, mean, g)
+        after[SEEN] = torch.ones_like(memory[SEEN])
+        return Direction(d, trees.inverse(trees.norm(d))), memory | after
 
     def init(params: Params) -> Memory:
         some = next(iter(params.values()))

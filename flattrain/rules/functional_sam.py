@@ -18,7 +18,6 @@ from torch.func import grad, vjp
 
 from flattrain.core import trees
 from flattrain.ranges import NonNegative, Refused, checked
-from flattrain.rules.two_pass import unit
 from flattrain.types import Batch, GradFn, Logs, Loss, OfBatch, Params, Rule
 
 
@@ -40,8 +39,7 @@ def functional_sam(
             radius = rho * batch.moment.strength
             if radius == 0:
                 return g, logs
-            direction = unit(g)
-            there = trees.axpy(radius * direction.scale, direction.along, params)
+            there = trees.axpy(radius * trees.inverse(trees.norm(g)), g, params)
             ascended, after = grad_fn(there, batch)
 
             def at(p: Params) -> Tensor:

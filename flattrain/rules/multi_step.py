@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from flattrain.core import trees
 from flattrain.ranges import Count, NonNegative, checked
-from flattrain.rules.two_pass import unit
 from flattrain.types import Batch, GradFn, Logs, Params, Rule
 
 
@@ -26,8 +25,7 @@ def n_step_sam(*, rho: NonNegative = 0.05, steps: Count = 2) -> Rule:
                 return g, logs
             there, after = params, logs
             for _ in range(steps):
-                direction = unit(g)
-                there = trees.axpy(radius / steps * direction.scale, direction.along, there)
+                there = trees.axpy(radius / steps * trees.inverse(trees.norm(g)), g, there)
                 g, after = grad_fn(there, batch)
             return g, logs | {f"ascended/{k}": v for k, v in after.items()}
 

@@ -13,7 +13,9 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
+from torch import Tensor
 
+from flattrain.core import trees
 from flattrain.ranges import NonNegative, Refused, checked, suggest
 from flattrain.rules.adaptive import adaptive
 from flattrain.rules.sam import SAM
@@ -25,11 +27,12 @@ def only(names: Iterable[str], member: TwoPass) -> TwoPass:
     """The member with a direction that is restricted to the named parameters."""
     chosen = tuple(dict.fromkeys(names))
 
-    def direction(params: Params, g: Params, memory: Memory) -> tuple[Direction, Memory]:
+    def direction(params: Params, g: Params, size: Tensor, memory: Memory) -> tuple[Direction, Memory]:
         for name in chosen:
             if name not in params:
                 raise Refused(f"there is no trainable parameter {name!r}{suggest(name, params)}")
-        part, memory = member.direction({k: params[k] for k in chosen}, {k: g[k] for k in chosen}, memory)
+        own = {k: g[k] for k in chosen}
+        part, memory = member.direction({k: params[k] for k in chosen}, own, trees.norm(own), memory)
         whole = {k: part.along[k] if k in part.along else torch.zeros_like(v) for k, v in g.items()}
         return Direction(whole, part.scale), memory
 

@@ -8,6 +8,7 @@ import torch
 from explicit import Explicit, close, far
 from torch import nn
 
+from flattrain.core import trees
 from flattrain.core.eager import BatchNorm2d, LayerNorm
 from flattrain.core.layers import normalisation_parameters
 from flattrain.problems.two_layer import BatchNormed
@@ -48,7 +49,7 @@ def test_asam_is_its_formula(eta, scale, biases):
 
 def perturbed(it, member, rho):
     g, _ = it.grad_fn(it.params, it.batch())
-    d, _ = member.direction(it.params, g, {})
+    d, _ = member.direction(it.params, g, trees.norm(g), {})
     return {k: v + rho * d.scale * d.along[k] for k, v in it.params.items()}
 
 

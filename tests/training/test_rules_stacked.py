@@ -1,4 +1,4 @@
-"""Every rule of the SAM family through the stacked trainer: seeds against a hand-made loop, and interruptions."""
+"""Every rule of the SAM family through the stacked trainer: against a loop over seeds, and interrupted."""
 
 from __future__ import annotations
 

@@ -12,9 +12,34 @@
 The same rules as functions of gradient functions are in `flattrain.rules`.
 """
 
-from flattrain.optim.members import SAM, USAM
+from flattrain.optim.members import (
+    ASAM,
+    GSAM,
+    SAM,
+    USAM,
+    WSAM,
+    FriendlySAM,
+    GradientNormPenalty,
+    LookSAM,
+    StableSAM,
+    normalisation_groups,
+)
 from flattrain.optim.per_example import per_example_sam
 from flattrain.optim.schedule import RhoSchedule
 from flattrain.optim.two_pass import TwoPassOptimizer
 
-__all__ = ["SAM", "USAM", "RhoSchedule", "TwoPassOptimizer", "per_example_sam"]
+__all__ = [
+    "ASAM",
+    "GSAM",
+    "SAM",
+    "USAM",
+    "WSAM",
+    "FriendlySAM",
+    "GradientNormPenalty",
+    "LookSAM",
+    "RhoSchedule",
+    "StableSAM",
+    "TwoPassOptimizer",
+    "normalisation_groups",
+    "per_example_sam",
+]

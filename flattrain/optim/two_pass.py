@@ -16,10 +16,12 @@ from flattrain.optim.displacement import Displacement, length
 from flattrain.optim.processes import Perturbation, Processes
 from flattrain.optim.second_pass import Randomness, Undo, keep_statistics
 from flattrain.ranges import Refused, refusal
+from flattrain.rules.sam import SAM, USAM
 from flattrain.rules.two_pass import TwoPass, nothing
 from flattrain.types import Memory, Params
 
 Closure = Callable[[], Any]
+Parameters = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]
 
 # What copies of an optimizer carry beside what torch's own do.
 _OWN = ["base", "member", "processes", "steps", "memory", "_stage", "_second_due", "_loss_scale"]
@@ -55,14 +57,14 @@ class TwoPassOptimizer(Optimizer):
 
     def __init__(
         self,
-        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        params: Parameters,
         base_optimizer: type[Optimizer],
         member: TwoPass,
         *,
         rho: float,
-        perturbation: Perturbation,
-        ddp: DistributedDataParallel | None,
         base: dict[str, Any],
+        perturbation: Perturbation = "global",
+        ddp: DistributedDataParallel | None = None,
     ) -> None:
         if not isinstance(base_optimizer, type) or issubclass(base_optimizer, LBFGS):
             raise self._refused(
@@ -147,6 +149,8 @@ class TwoPassOptimizer(Optimizer):
         if len(radius) < len(grads):
             size = length([grads[k] for k in radius])
         along = {k: grads[k] for k in radius}
+        if self.member not in (SAM, USAM) and any(g.is_sparse for g in grads.values()):
+            raise self._refused("sparse gradients are taken by SAM and USAM only; use sparse=False")
         direction, memory = self.member.direction({k: params[k] for k in radius}, along, size, self.memory)
         self.memory = {**self.memory, **memory}
         self._first = grads if self.member.combine else {}
@@ -236,12 +240,11 @@ class TwoPassOptimizer(Optimizer):
         return (p for group in self.param_groups for p in group["params"])
 
     def _parameters(self) -> Params:
-        return {f"{i}.{j}": p for i, g in enumerate(self.param_groups) for j, p in enumerate(g["params"])}
+        groups = enumerate(self.param_groups)
+        return {f"{i}.{name}": p for i, g in groups for name, p in zip(_names(g), g["params"], strict=True)}
 
     def _radii(self) -> dict[str, float]:
-        return {
-            f"{i}.{j}": g["rho"] for i, g in enumerate(self.param_groups) for j in range(len(g["params"]))
-        }
+        return {f"{i}.{name}": g["rho"] for i, g in enumerate(self.param_groups) for name in _names(g)}
 
     def _clear(self) -> None:
         for p in self._each():
@@ -268,3 +271,8 @@ class TwoPassOptimizer(Optimizer):
 
     def _refused(self, why: str) -> Refused:
         return Refused(f"{type(self).__name__}: {why}")
+
+
+def _names(group: dict[str, Any]) -> list[str]:
+    """Those of `model.named_parameters()` where the optimizer was given them, else numbers."""
+    return list(group.get("param_names") or map(str, range(len(group["params"]))))

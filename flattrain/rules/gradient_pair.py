@@ -38,6 +38,14 @@ def mixed(*, share: NonNegative = 0.8) -> TwoPass:
     return TwoPass(steepest, combine)
 
 
+@checked
+def weighted(*, gamma: Fraction = 0.9) -> TwoPass:
+    """g + γ/(1 − γ) (g̃ − g)."""
+    if gamma == 1:
+        raise Refused("wsam: gamma must be below 1, where the weight γ/(1 − γ) is infinite")
+    return mixed(share=gamma / (1 - gamma))
+
+
 def _as_long(g: Params, ascended: Params, memory: Memory) -> tuple[Params, Memory]:
     stretch = trees.norm(g) * trees.inverse(trees.norm(ascended))
     return {k: stretch * v for k, v in ascended.items()}, memory
@@ -62,9 +70,7 @@ def wsam(*, rho: NonNegative = 0.05, gamma: Fraction = 0.9) -> Rule:
     The coupled form, whose gradient goes through the optimizer as a whole. The decoupled form, that code's
     default, differs where the optimizer is not plain SGD.
     """
-    if gamma == 1:
-        raise Refused("wsam: gamma must be below 1, where the weight γ/(1 − γ) is infinite")
-    return stateless(mixed(share=gamma / (1 - gamma)), rho)
+    return stateless(weighted(gamma=gamma), rho)
 
 
 @checked

@@ -9,9 +9,8 @@ in "bias" (the authors' code scales the tensors whose name holds "weight", which
 layers); `biases="scaled"` treats them as all others. With η = 0 the perturbed *function* stays the same when
 one layer is multiplied by a and the next divided by it.
 
-ρ is not portable between conventions: at one ρ the length of ε differs by a factor of 26 between T = |θ| on
-every tensor (η = 0, biases scaled, as davda54's port has it, with ρ about 2) and the authors' code, whose
-identity on the biases then dominates.
+ρ is not portable between conventions. On one small net at ρ = 1, ‖ε‖ was 0.973 with η = 0.01 and the identity
+on biases, which then dominate, and 0.037 with η = 0 and biases scaled (davda54's port, with ρ about 2).
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from flattrain.types import Memory, Params, Rule
 
 @checked
 def surrogate_gap(*, alpha: NonNegative = 0.01) -> TwoPass:
-    """GSAM: against the part of g that is orthogonal to g̃, so that L rises while L_SAM does not."""
+    """GSAM: against the part of g where the ascended loss stays as it is, so that its gap to L falls."""
 
     def combine(g: Params, ascended: Params, memory: Memory) -> tuple[Params, Memory]:
         return trees.axpy(-alpha, trees.orthogonal(g, ascended), ascended), memory

@@ -7,6 +7,7 @@ import pytest
 import torch
 from explicit import Explicit, close, far
 
+from flattrain.core import trees
 from flattrain.ranges import Refused
 from flattrain.rules.gradient_pair import gnp, gsam, stable_sam, wsam
 from flattrain.rules.multi_step import n_step_sam
@@ -88,6 +89,16 @@ def test_stable_sam_on_a_quadratic_bears_larger_steps_than_sam():
     it = Explicit()
     assert reached(stable_sam(rho=rho), 1.9) < 1e-6
     assert reached(sam(rho=rho), 1.9) > 1.0
+
+
+def test_the_orthogonal_part():
+    a, b = {"p": torch.tensor([3.0, 4.0]), "q": torch.tensor([5.0])}, {"p": torch.tensor([2.0, 0.0])}
+    b["q"] = torch.tensor([0.0])
+    assert oracles.flat(trees.orthogonal(a, b)).tolist() == [0.0, 4.0, 5.0]
+    nothing = {k: torch.zeros_like(v) for k, v in b.items()}
+    assert oracles.flat(trees.orthogonal(a, nothing)).tolist() == [3.0, 4.0, 5.0]
+    half = {"p": torch.full((3000,), 1.01, dtype=torch.bfloat16)}
+    assert trees.dot(half, half).dtype == torch.float32
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5])

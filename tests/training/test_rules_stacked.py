@@ -1,4 +1,4 @@
-"""Every rule of the SAM family through the stacked trainer: against a loop over seeds, and interrupted."""
+"""The SAM family through the stacked trainer: seeds against a hand-made loop, and interruptions."""
 
 from __future__ import annotations
 

@@ -57,6 +57,7 @@ PENALTIES = {
     "fisher_rank": "measures.fisher_rank:fisher_rank",
     "gauss_newton_trace": "measures.gauss_newton_trace:gauss_newton_trace",
     "hessian_trace": "measures.hessian_trace:hessian_trace",
+    "hessian_top_eigenvalue": "measures.hessian_top_eigenvalue:hessian_top_eigenvalue",
     "input_jacobian": "measures.input_jacobian:input_jacobian",
     "local_sensitivity": "measures.local_sensitivity:local_sensitivity",
     "network_local_sensitivity": "measures.local_sensitivity:network_local_sensitivity",

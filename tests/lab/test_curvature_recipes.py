@@ -21,9 +21,12 @@ seeds: 2
 arms:
   plain: {}
   ranks: {penalties: {soft_rank: {weight: 0.1, lam: {"": 0.001, head: 0.01, head.bias: 0.1}}}}
+  top: {penalties: {hessian_top_eigenvalue: {weight: 0.05, products: 8}}}
 measures:
   along: [train_loss]
   end:
+    - top_eigenvalue
+    - hessian_top_eigenvalue: {products: 60}
     - fisher_rank: {lam: {"": 0.001, head: 0.01, head.bias: 0.1}}
 claims:
   runs:
@@ -48,6 +51,14 @@ def test_ranks_with_a_table_of_lambdas(table):
     ranks = {arm: table.final("fisher_rank", arm, ()) for arm in ("plain", "ranks")}
     assert all(len(found) == 2 and all(map(math.isfinite, found.values())) for found in ranks.values())
     assert all(ranks["ranks"][seed] < ranks["plain"][seed] for seed in ranks["plain"])
+
+
+def test_the_top_eigenvalue_is_penalised_and_measured(table):
+    found = {arm: table.final("top_eigenvalue", arm, ()) for arm in ("plain", "top")}
+    assert all(found["top"][seed] < found["plain"][seed] for seed in found["plain"])
+    for arm, values in found.items():
+        same = table.final("hessian_top_eigenvalue", arm, ())
+        assert all(same[seed] == pytest.approx(value, rel=2e-3) for seed, value in values.items())
 
 
 def test_a_wrong_name_is_refused_before_anything_is_written(tmp_path, capsys):

@@ -82,6 +82,7 @@ MEASURES = {
     "gap_estimate": "measures.generalisation_gap:gap_estimate",
     "gradient_covariance_trace": "measures.gradient_covariance:gradient_covariance_trace",
     "smallest_eigenvalue": "measures.top_eigenvalue:smallest_eigenvalue",
+    "representativeness": "measures.representativeness:representativeness",
     "hessian_frobenius": "measures.hessian_frobenius:hessian_frobenius",
     "gauss_newton_frobenius": "measures.gauss_newton:gauss_newton_frobenius",
     "feature_rank": "measures.feature_rank:feature_rank",

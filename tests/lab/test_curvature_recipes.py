@@ -23,10 +23,12 @@ arms:
   ranks: {penalties: {soft_rank: {weight: 0.1, lam: {"": 0.001, head: 0.01, head.bias: 0.1}}}}
   top: {penalties: {hessian_top_eigenvalue: {weight: 0.05, products: 8}}}
 measures:
-  along: [train_loss]
+  along: [train_loss, test_loss]
   end:
     - top_eigenvalue
     - hessian_top_eigenvalue: {products: 60}
+    - representativeness: {layer: head, delta: 0.3, probes: 3}
+    - feature_robustness: {layer: head, delta: 0.3, probes: 3}
     - fisher_rank: {lam: {"": 0.001, head: 0.01, head.bias: 0.1}}
 claims:
   runs:
@@ -59,6 +61,17 @@ def test_the_top_eigenvalue_is_penalised_and_measured(table):
     for arm, values in found.items():
         same = table.final("hessian_top_eigenvalue", arm, ())
         assert all(same[seed] == pytest.approx(value, rel=2e-3) for seed, value in values.items())
+
+
+def test_representativeness_and_feature_robustness_make_up_the_gap(table):
+    found = {
+        name: table.final(name, "plain", ())
+        for name in ("train_loss", "test_loss", "representativeness", "feature_robustness")
+    }
+    for seed in (0, 1):
+        gap = found["test_loss"][seed] - found["train_loss"][seed]
+        whole = found["representativeness"][seed] + found["feature_robustness"][seed]
+        assert whole == pytest.approx(gap, abs=1e-12) and found["feature_robustness"][seed] > 1e-5
 
 
 def test_a_wrong_name_is_refused_before_anything_is_written(tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""Training steps at ascended weights: per-example SAM (m = 1) and SAM."""
+"""Training steps with every example at ascended weights of its own: per-example SAM (m = 1)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from torch.nn import functional as F
 from benchmarks.cases import RATE, Group, Method, Problem, Work, training
 from flattrain.core.ghost_sam import per_example_sam
 from flattrain.core.losses import cross_entropy
-from flattrain.optim import SAM
 
 RHO = 0.05
 
@@ -80,52 +79,12 @@ def vectorised(p: Problem) -> Work:
     return _by_gradients(p, gradients)
 
 
-def sam(p: Problem) -> Work:
-    optimizer = SAM(p.net.parameters(), torch.optim.SGD, rho=RHO, lr=RATE, momentum=0.9)
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = F.cross_entropy(p.net(p.x), p.y)
-        loss.backward()
-        return loss
-
-    def value() -> Tensor:
-        optimizer.step(closure)
-        return _flat(p.net)
-
-    return Work(lambda: optimizer.step(closure), value)
-
-
-def sam_by_hand(p: Problem) -> Work:
-    live = list(p.net.parameters())
-
-    def gradients() -> None:
-        up = torch.autograd.grad(F.cross_entropy(p.net(p.x), p.y), live)
-        norm = torch.linalg.vector_norm(torch.stack([g.norm() for g in up]))
-        moves = torch._foreach_mul(up, float(RHO / norm))
-        with torch.no_grad():
-            torch._foreach_add_(live, moves)
-        at = torch.autograd.grad(F.cross_entropy(p.net(p.x), p.y), live)
-        with torch.no_grad():
-            torch._foreach_sub_(live, moves)
-        for t, g in zip(live, at, strict=True):
-            t.grad = g
-
-    return _by_gradients(p, gradients)
-
-
 EACH = (
     Method("flattrain, ghost", ghost, check="reference"),
     Method("PyTorch, loop over examples", loop),
     Method("PyTorch, vmap(grad)", vectorised),
 )
-WHOLE = (
-    Method("flattrain.optim.SAM", sam, check="reference"),
-    Method("PyTorch, two gradients by hand", sam_by_hand),
-)
 GROUPS = (
     Group("each-mlp", "Per-example SAM (m = 1): training step", "MLP", EACH),
     Group("each-resnet", "Per-example SAM (m = 1): training step", "ResNet-20, no norm", EACH),
-    Group("sam-mlp", "SAM: training step", "MLP", WHOLE),
-    Group("sam-resnet", "SAM: training step", "BN-ResNet, train mode", WHOLE),
 )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from benchmarks import ascents, eigenvalues, factors, penalties, traces
+from benchmarks import ascents, eigenvalues, factors, optimizers, penalties, traces
 from benchmarks.cases import Group, Method
 
 GROUPS: tuple[Group, ...] = tuple(
-    group for kind in (penalties, factors, traces, eigenvalues, ascents) for group in kind.GROUPS
+    group for kind in (penalties, factors, traces, eigenvalues, ascents, optimizers) for group in kind.GROUPS
 )
 
 

@@ -30,6 +30,16 @@ def test_the_readmes_code_runs_as_one_session():
     assert set(names["objective"].logs) == {"loss", "gradient_norm"}
 
 
+def test_the_optimizer_pages_code_runs_as_one_session():
+    torch.set_default_dtype(torch.float32)
+    names: dict[str, object] = {}
+    for part in blocks(ROOT / "docs" / "optimizers.md", "python"):
+        before = {k: v.clone() for k, v in names["model"].state_dict().items()} if names else {}
+        exec(part, names)
+        after = names["model"].state_dict()
+        assert any(not torch.equal(v, after[k]) for k, v in before.items()) or not before
+
+
 def test_the_example_recipe_is_accepted(tmp_path):
     (text,) = blocks(ROOT / "docs" / "write-a-recipe.md", "yaml")
     path = tmp_path / "example.yaml"

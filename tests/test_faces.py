@@ -1,4 +1,4 @@
-"""The faces: `Regularized` against torch.func, `SAM` against the optimizer contract."""
+"""`Regularized` against torch.func, finite differences and the contract of a loss."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from flattrain.core.eager import LayerNorm, eager
 from flattrain.core.losses import cross_entropy
 from flattrain.core.probes import draw, stream
-from flattrain.optim import SAM
 from flattrain.ranges import Refused
 from flattrain.regularizers import HessianTrace, Regularized, RelativeFlatness, SoftRank
 from flattrain.training.objective import build
@@ -177,78 +176,6 @@ def test_a_model_that_returns_no_tensor_and_losses_that_are_not_means_are_refuse
         Regularized(net, F.cross_entropy, [RelativeFlatness("haed", weight=1)])
 
 
-def closure_for(net, optimizer, x, y):
-    def closure():
-        optimizer.zero_grad()
-        loss = F.cross_entropy(net(x), y)
-        loss.backward()
-        return loss
-
-    return closure
-
-
-def test_optimizer_step_is_the_formula():
-    net, (x, y) = oracles.small_net(), oracles.data()
-    value, at = oracles.loss_of_vector(net, F.cross_entropy, x, y)
-    g = torch.func.grad(value)(at)
-    wanted = at - 0.1 * torch.func.grad(value)(at + 0.2 * g / g.norm())
-    optimizer = SAM(net.parameters(), torch.optim.SGD, rho=0.2, lr=0.1)
-    loss = optimizer.step(closure_for(net, optimizer, x, y))
-    torch.testing.assert_close(oracles.flat(dict(net.named_parameters())), wanted)
-    torch.testing.assert_close(loss.detach(), value(at))
-
-
-@pytest.mark.parametrize("base", [torch.optim.SGD, torch.optim.AdamW])
-def test_rho_zero_is_the_base_optimizer(base):
-    x, y = oracles.data()
-    one, two = oracles.small_net(), oracles.small_net()
-    settings = {"lr": 0.05} | ({"momentum": 0.9} if base is torch.optim.SGD else {})
-    a, b = SAM(one.parameters(), base, rho=0.0, **settings), base(two.parameters(), **settings)
-    for _ in range(5):
-        a.step(closure_for(one, a, x, y))
-        b.step(closure_for(two, b, x, y))
-    for p, q in zip(one.parameters(), two.parameters(), strict=True):
-        assert torch.equal(p, q)
-
-
-@pytest.mark.parametrize("base", [torch.optim.SGD, torch.optim.AdamW])
-def test_resume_is_bit_exact(base, tmp_path):
-    x, y = oracles.data()
-    settings = {"lr": 0.05} | ({"momentum": 0.9} if base is torch.optim.SGD else {})
-
-    def fresh():
-        net = oracles.small_net()
-        return net, SAM(net.parameters(), base, rho=0.1, **settings)
-
-    net, optimizer = fresh()
-    for _ in range(4):
-        optimizer.step(closure_for(net, optimizer, x, y))
-    torch.save([net.state_dict(), optimizer.state_dict()], tmp_path / "half.pt")
-    for _ in range(4):
-        optimizer.step(closure_for(net, optimizer, x, y))
-
-    again, resumed = fresh()
-    weights, state = torch.load(tmp_path / "half.pt", weights_only=True)
-    again.load_state_dict(weights)
-    resumed.load_state_dict(state)
-    for _ in range(4):
-        resumed.step(closure_for(again, resumed, x, y))
-    for p, q in zip(net.parameters(), again.parameters(), strict=True):
-        assert torch.equal(p, q)
-
-
-def test_a_deep_copy_goes_on_alone():
-    net, (x, y) = oracles.small_net(), oracles.data()
-    optimizer = SAM(net.parameters(), torch.optim.SGD, rho=0.1, lr=0.1, momentum=0.9)
-    optimizer.step(closure_for(net, optimizer, x, y))
-    other_net, other = copy.deepcopy((net, optimizer))
-    assert other.base is not optimizer.base and other.param_groups is other.base.param_groups
-    optimizer.step(closure_for(net, optimizer, x, y))
-    other.step(closure_for(other_net, other, x, y))
-    for p, q in zip(net.parameters(), other_net.parameters(), strict=True):
-        assert p is not q and torch.equal(p, q)
-
-
 class Attention(nn.Module):
     """One block of fused attention, which has no double backward of its own."""
 
@@ -270,58 +197,3 @@ def test_fused_attention_is_differentiated_right():
     gradient_is_that_of_differences(net, objective, x, y)
     objective = Regularized(net, F.cross_entropy, [SoftRank(weight=1.0)])
     gradient_is_that_of_differences(net, objective, x, y)
-
-
-def test_groups_schedulers_and_absent_gradients():
-    net, (x, y) = oracles.small_net(), oracles.data()
-    spare = nn.Parameter(torch.ones(3))
-    optimizer = SAM(
-        [
-            {"params": net.hidden1.parameters(), "rho": 0.0},
-            {"params": [*net.head.parameters(), spare]},
-        ],
-        torch.optim.SGD,
-        rho=0.3,
-        lr=0.1,
-    )
-    assert [g["rho"] for g in optimizer.param_groups] == [0.0, 0.3]
-    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
-    before = net.hidden1.weight.detach().clone()
-    optimizer.step(closure_for(net, optimizer, x, y))
-    scheduler.step()
-    assert optimizer.base.param_groups[0]["lr"] == 0.05
-    assert torch.equal(spare, torch.ones(3))
-    assert not torch.equal(net.hidden1.weight, before)
-    optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(2))]})
-    assert len(optimizer.base.param_groups) == 3
-    assert optimizer.param_groups[2]["rho"] == 0.3
-
-
-def test_weights_come_back_whatever_happens_in_the_second_pass():
-    net, (x, y) = oracles.small_net(), oracles.data()
-    optimizer = SAM(net.parameters(), torch.optim.SGD, rho=0.3, lr=0.1)
-    before = [p.detach().clone() for p in net.parameters()]
-    calls = []
-
-    def failing(poison):
-        def closure():
-            calls.append(1)
-            if len(calls) % 2 == 0 and poison is None:
-                raise RuntimeError("second pass")
-            loss = closure_for(net, optimizer, x, y)()
-            if len(calls) % 2 == 0:
-                net.head.weight.grad[0, 0] = poison
-            return loss
-
-        return closure
-
-    with pytest.raises(RuntimeError, match="second pass"):
-        optimizer.step(failing(None))
-    for poison in (float("inf"), float("nan")):
-        optimizer.step(failing(poison))
-    for p, q in zip(net.parameters(), before, strict=True):
-        assert torch.equal(p, q)
-    with pytest.raises(Refused, match=r"no gradient of two passes; use step\(closure\)"):
-        optimizer.step()
-    with pytest.raises(Refused, match="rho must be a number >= 0"):
-        SAM(net.parameters(), torch.optim.SGD, rho=-0.1, lr=0.1)

@@ -24,7 +24,7 @@ from einops import einsum, rearrange
 from torch import Tensor, nn
 
 from flattrain.core.eager import need_separable
-from flattrain.core.gram import gram_matrix
+from flattrain.core.gram import gram_matrix, squared_rows
 from flattrain.core.layers import (
     Direct,
     Outer,
@@ -47,7 +47,7 @@ class Part(NamedTuple):
 
     layer: str
     piece: Piece
-    value: Tensor  # the parameter, laid out as `matrix(piece)` has its last dimension
+    value: Callable[[], Tensor]  # the parameter, laid out as `matrix(piece)` has its last dimension
 
 
 def pull(seen: Seen, vectors: Sequence[Tensor], what: str) -> dict[str, Tensor]:
@@ -98,10 +98,7 @@ def pieces(
     form: Callable[[Tap], bool] = smaller_formed,
     table: Table | None = None,
 ) -> list[Part]:
-    """The per-example gradients of every parameter that is differentiated; `form` says where as they are.
-
-    With a table of λ they are those of Λ^½ θ, i.e. times λ^-½ (core.ridge).
-    """
+    """Those of every live parameter, times λ^-½ by a table (core.ridge); `form` says where as they are."""
     left_out = need_covered(seen, what, uncovered)
     scale = scales(what, seen, table, left_out)
     found = by_parameter(seen, pull(seen, vectors, what), form, scale)
@@ -129,8 +126,8 @@ def by_parameter(
 
 def dense(seen: Seen, vectors: Sequence[Tensor], names: Iterable[str], scale: Scales) -> list[Part]:
     """Parameters of no known structure, one example at a time."""
-    found = {k: Direct(_dense(seen, vectors, k).vectors * scale.get(id(seen.params[k]), 1.0)) for k in names}
-    return [Part(k, piece, seen.params[k].flatten()) for k, piece in found.items()]
+    times = {k: scale.get(id(seen.params[k]), 1.0) for k in names}
+    return [Part(k, _dense(seen, vectors, k, c), seen.params[k].flatten) for k, c in times.items()]
 
 
 def squares(pieces: Iterable[Piece]) -> Tensor:
@@ -145,7 +142,7 @@ def gram(pieces: Iterable[Piece]) -> Tensor:
 
 def adaptive(part: Part) -> Direct:
     """The gradients in the coordinates log|θ|, i.e. times |θ|: invariant to rescaling of nodes. Formed."""
-    return Direct(matrix(part.piece) * part.value.abs())
+    return Direct(matrix(part.piece) * part.value().abs())
 
 
 def adaptive_squares(part: Part) -> Tensor:
@@ -153,7 +150,7 @@ def adaptive_squares(part: Part) -> Tensor:
     piece = part.piece
     if isinstance(piece, Outer) and piece.left.shape[2:4] == (1, 1):
         left, right = piece.left[:, :, 0, 0].square(), piece.whole()[:, :, 0, 0].square()
-        size = right @ part.value.square().reshape(left.shape[-1], -1).T
+        size = right @ part.value().square().reshape(left.shape[-1], -1).T
         return (left * size).sum(-1)
     return adaptive(part).vectors.square().sum(-1)
 
@@ -162,9 +159,9 @@ def radial(part: Part) -> Tensor:
     """⟨θ, ·⟩ of each per-example gradient (n, C)."""
     piece = part.piece
     if isinstance(piece, Direct):
-        return piece.vectors @ part.value
+        return piece.vectors @ part.value()
     whole = piece.whole()
-    weight = part.value.reshape(whole.shape[2], piece.left.shape[4], whole.shape[4])
+    weight = part.value().reshape(whole.shape[2], piece.left.shape[4], whole.shape[4])
     return einsum(piece.left, weight, whole, "n c g s k, g k d, n c g s d -> n c")
 
 
@@ -201,30 +198,39 @@ def _of_run(tap: Tap, g: Tensor, live: set[int], paired: bool, formed: bool) -> 
     paired = paired and weight and bias
     if is_normalisation(tap.module):
         scale, shift = affine(tap, g)
-        if paired and tap.bias is not None:
-            value = torch.cat([tap.weight.flatten(), tap.bias.flatten()])
-            return [(id(tap.weight), Part(tap.layer, Direct(torch.cat([scale, shift], -1)), value))]
+        if paired:
+            return [(id(tap.weight), Part(tap.layer, Direct(torch.cat([scale, shift], -1)), _after_it(tap)))]
         return [
-            (id(p), Part(tap.layer, Direct(v), p.flatten()))
+            (id(p), Part(tap.layer, Direct(v), p.flatten))
             for p, v in ((tap.weight, scale), (tap.bias, shift))
             if p is not None and id(p) in live
         ]
     if is_convolution(tap.module) and formed:
         return _of_convolution(tap, g, weight, bias, paired)
     outer = sides(tap, g)
-    groups, rows = outer.left.shape[2], outer.left.shape[4]
-    laid_out = tap.weight.reshape(groups, rows, -1)
+    if paired:
+        return [(id(tap.weight), Part(tap.layer, outer._replace(ones=1), _beside_it(tap)))]
     found: list[tuple[int, Part]] = []
     if weight:
-        found = [(id(tap.weight), Part(tap.layer, outer, laid_out.flatten()))]
-    if not bias or tap.bias is None:
-        return found
-    column = tap.bias.reshape(groups, rows, 1)
-    if paired:
-        both = torch.cat([laid_out, column], -1).flatten()
-        return [(id(tap.weight), Part(tap.layer, outer._replace(ones=1), both))]
-    ones = torch.ones_like(outer.right[..., :1])
-    return [*found, (id(tap.bias), Part(tap.layer, Outer(outer.left, ones), column.flatten()))]
+        found = [(id(tap.weight), Part(tap.layer, outer, tap.weight.flatten))]
+    if bias and tap.bias is not None:
+        ones = torch.ones_like(outer.right[..., :1])
+        found.append((id(tap.bias), Part(tap.layer, Outer(outer.left, ones), tap.bias.flatten)))
+    return found
+
+
+def _beside_it(tap: Tap) -> Callable[[], Tensor]:
+    """The weight with its bias as a last column."""
+    assert tap.bias is not None
+    rows, column = tap.weight.flatten(1), tap.bias[:, None]
+    return lambda: torch.cat([rows, column], -1).flatten()
+
+
+def _after_it(tap: Tap) -> Callable[[], Tensor]:
+    """The weight and then its bias."""
+    assert tap.bias is not None
+    weight, bias = tap.weight.flatten(), tap.bias.flatten()
+    return lambda: torch.cat([weight, bias])
 
 
 def _of_convolution(tap: Tap, g: Tensor, weight: bool, bias: bool, paired: bool) -> list[tuple[int, Part]]:
@@ -232,12 +238,11 @@ def _of_convolution(tap: Tap, g: Tensor, weight: bool, bias: bool, paired: bool)
     shift = g.flatten(3).sum(3).transpose(0, 1)
     if weight:
         scale = convolution_gradients(tap, g)
-        if paired and tap.bias is not None:
-            value = torch.cat([tap.weight.flatten(), tap.bias])
-            return [(id(tap.weight), Part(tap.layer, Direct(torch.cat([scale, shift], -1)), value))]
-        found = [(id(tap.weight), Part(tap.layer, Direct(scale), tap.weight.flatten()))]
+        if paired:
+            return [(id(tap.weight), Part(tap.layer, Direct(torch.cat([scale, shift], -1)), _after_it(tap)))]
+        found = [(id(tap.weight), Part(tap.layer, Direct(scale), tap.weight.flatten))]
     if bias and tap.bias is not None:
-        found.append((id(tap.bias), Part(tap.layer, Direct(shift), tap.bias)))
+        found.append((id(tap.bias), Part(tap.layer, Direct(shift), tap.bias.flatten)))
     return found
 
 
@@ -254,7 +259,7 @@ def _joined(parts: list[Piece]) -> Piece:
     return Outer(joined[0], joined[1], outers[0].ones)
 
 
-def _dense(seen: Seen, vectors: Sequence[Tensor], name: str) -> Direct:
+def _dense(seen: Seen, vectors: Sequence[Tensor], name: str, scale: float) -> Direct:
     # One vector-Jacobian product per example and column: exact for any parameter, at n C backward passes.
     rows = []
     for v in vectors:
@@ -267,20 +272,20 @@ def _dense(seen: Seen, vectors: Sequence[Tensor], name: str) -> Direct:
                 create_graph=seen.differentiable,
                 materialize_grads=True,
             )
-            rows.append(g.flatten())
+            rows.append(g.flatten() * scale)
     return Direct(rearrange(torch.stack(rows), "(c n) p -> n c p", c=len(vectors)))
 
 
 def _squares(piece: Piece) -> Tensor:
     if isinstance(piece, Direct):
-        return piece.vectors.square().sum(-1)
+        return squared_rows(piece.vectors)
     left, right, ones = piece
     positions, k, d = left.shape[3], left.shape[4], right.shape[4]
     if positions == 1:
-        return (left.square().sum(-1) * (right.square().sum(-1) + ones)).sum((2, 3))
+        return (squared_rows(left) * (squared_rows(right) + ones)).sum((2, 3))
     if positions * (k + d) < k * d:  # S² (K + D) products against S K D
         return (_inner(left) * (_inner(right) + ones)).sum((2, 3, 4))
-    return matrix(piece).square().sum(-1)
+    return squared_rows(matrix(piece))
 
 
 def _inner(side: Tensor) -> Tensor:

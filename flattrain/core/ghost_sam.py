@@ -26,6 +26,7 @@ from flattrain.core import ghost
 from flattrain.core.functional import Forward, call, see
 from flattrain.core.layers import (
     Outer,
+    convolution_backward,
     covered_layers,
     is_convolution,
     is_normalisation,
@@ -67,7 +68,7 @@ def _gradients(seen: Seen, slopes: Tensor) -> dict[int, ghost.Part]:
 @contextmanager
 def _ascended(seen: Seen, parts: dict[int, ghost.Part], step: Tensor) -> Iterator[None]:
     """Within it the layers compute with each example's own ascended weights."""
-    changed = []
+    changed, kernels = [], _kernels(seen, parts, step)
     try:
         for layer in {id(t.module): t.module for t in seen.taps.values()}.values():
             own: Any = layer
@@ -75,7 +76,10 @@ def _ascended(seen: Seen, parts: dict[int, ghost.Part], step: Tensor) -> Iterato
                 None if p is None else parts.get(id(p)) for p in (own.weight, getattr(own, "bias", None))
             ]
             if any(part is not None for part in found):
-                own.forward = partial(_forward_of(own), own, found[0], found[1], step)
+                if is_convolution(own):
+                    own.forward = partial(_convolution, own, kernels.get(id(own.weight)), found[1], step)
+                else:
+                    own.forward = partial(_forward_of(own), own, found[0], found[1], step)
                 changed.append(own)
         yield
     finally:
@@ -83,9 +87,20 @@ def _ascended(seen: Seen, parts: dict[int, ghost.Part], step: Tensor) -> Iterato
             del own.forward
 
 
+def _kernels(seen: Seen, parts: dict[int, ghost.Part], step: Tensor) -> dict[int, Tensor]:
+    """{id of a convolution's W: W + s_i g_i (n, P), then s_i g_i of its bias}, where the g_i were.
+
+    A kernel for each example is the largest thing here, and gradients and kernels are not needed together.
+    """
+    weights = {id(tap.weight): tap.weight for tap in seen.taps.values() if is_convolution(tap.module)}
+    found = {k: ghost.matrix(parts[k].piece)[:, 0].mul_(step[:, None]) for k in weights if k in parts}
+    with torch.no_grad():
+        for k, moved in found.items():
+            moved[:, : weights[k].numel()].add_(weights[k].flatten())
+    return found
+
+
 def _forward_of(layer: nn.Module) -> Callable[..., Tensor]:
-    if is_convolution(layer):
-        return _convolution
     if is_normalisation(layer):
         return _normalisation
     return _embedding if isinstance(layer, nn.Embedding) else _linear
@@ -119,31 +134,50 @@ def _embedding(
     return out + (step[:, None, None] * moved).reshape(out.shape)
 
 
-def _convolution(
-    layer: Any, weight: ghost.Part | None, bias: ghost.Part | None, step: Tensor, x: Tensor
-) -> Tensor:
-    n, size = len(x), layer.weight.numel()
-    moved = None if weight is None else _moved(weight, step)
-    kernels = layer.weight.expand(n, *layer.weight.shape)
-    shift = layer.bias
-    if moved is not None:
-        kernels = kernels + moved[:, :size].reshape(kernels.shape)
-        if moved.shape[1] > size:
-            shift = layer.bias + moved[:, size:]
+def _convolution(layer: Any, own: Tensor | None, bias: ghost.Part | None, step: Tensor, x: Tensor) -> Tensor:
+    size, shift = layer.weight.numel(), layer.bias
+    if own is None:
+        out = layer._conv_forward(x, layer.weight, None)
+    else:
+        out = _OwnKernels.apply(*padded(layer, x), layer.weight, own[:, :size], layer)
+        if own.shape[1] > size:
+            shift = layer.bias + own[:, size:]
     if bias is not None:
         shift = layer.bias + _moved(bias, step)
-    x, padding = padded(layer, x)
-    convolve = (F.conv1d, F.conv2d, F.conv3d)[len(layer.kernel_size) - 1]
-    out = convolve(
-        x.flatten(0, 1)[None],
-        kernels.flatten(0, 1),
-        None if shift is None else shift.expand(n, -1).flatten(),
-        layer.stride,
-        padding,
-        layer.dilation,
-        layer.groups * n,
-    )
-    return out.unflatten(1, (n, -1))[0]
+    if shift is None:
+        return out
+    return out + shift.reshape(-1, out.shape[1], *[1] * (out.ndim - 2))
+
+
+class _OwnKernels(torch.autograd.Function):
+    """A convolution with a kernel per example, that differs from W by a constant.
+
+    One convolution with a group per example, but the gradient in W is that of an ordinary one: no gradient of
+    each kernel is formed, to be summed.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, padding: Any, weight: Tensor, own: Tensor, layer: Any) -> Tensor:
+        n = len(x)
+        kernels = own.reshape(n * len(weight), *weight.shape[1:])
+        ctx.save_for_backward(x, weight, kernels)
+        ctx.layer, ctx.padding = layer, padding
+        convolve = (F.conv1d, F.conv2d, F.conv3d)[len(layer.kernel_size) - 1]
+        grouped = x.flatten(0, 1)[None]
+        out = convolve(grouped, kernels, None, layer.stride, padding, layer.dilation, layer.groups * n)
+        return out.unflatten(1, (n, -1))[0]
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        (x, weight, kernels), (g,) = ctx.saved_tensors, cotangents
+        layer, padding, of_x, of_weight = ctx.layer, ctx.padding, None, None
+        if ctx.needs_input_grad[0]:
+            sides = g.flatten(0, 1)[None], x.flatten(0, 1)[None]
+            of_x = convolution_backward(layer, *sides, kernels, padding, layer.groups * len(x), "input")
+            of_x = of_x.reshape(x.shape)
+        if ctx.needs_input_grad[2]:
+            of_weight = convolution_backward(layer, g, x, weight, padding, layer.groups, "weight")
+        return of_x, None, of_weight, None, None
 
 
 def _normalisation(

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from flattrain.core import ghost
+from flattrain.core.concave import eigenvalues
 from flattrain.core.ghost import Uncovered
-from flattrain.core.gram import gram_matrix
+from flattrain.core.gram import gram_eigenvalues, gram_matrix
 from flattrain.core.layers import Direct, Outer
 from flattrain.core.losses import root_vectors
 from flattrain.core.patches import has_autocorrelation, patch_moment
@@ -32,23 +33,25 @@ Sharing = Literal["expand", "reduce"]
 
 
 class Side(NamedTuple):
-    """One factor Xᵀ X, as the rows X or as the moment itself where rows were never needed."""
+    """One factor c Xᵀ X, as the rows X or as the moment Xᵀ X itself where rows were never needed."""
 
     rows: Tensor | None  # (G, rows, D)
     moment: Tensor | None  # (G, D, D)
+    scale: float = 1.0  # c, for what it is cheaper to scale than the rows
 
     def matrix(self) -> Tensor:
         """The factor (G, D, D)."""
         if self.rows is not None:
-            return gram_matrix(self.rows.transpose(-1, -2))
+            return gram_matrix(self.rows.mT) * self.scale
         assert self.moment is not None
-        return self.moment
+        return self.moment * self.scale
 
-    def smaller(self) -> Tensor:
-        """The factor, or the Gram matrix of its rows if that is smaller: they differ by zero eigenvalues."""
-        if self.rows is None or self.rows.shape[-2] >= self.rows.shape[-1]:
-            return self.matrix()
-        return gram_matrix(self.rows)
+    def eigenvalues(self) -> Tensor:
+        """The eigenvalues of the factor, less zeros where it has fewer rows than columns."""
+        if self.rows is None:
+            return eigenvalues(self.matrix())
+        short = self.rows.shape[-2] < self.rows.shape[-1]
+        return gram_eigenvalues(self.rows if short else self.rows.mT) * self.scale
 
 
 def factors(
@@ -95,22 +98,19 @@ def _autocorrelated(seen: Seen, tap: Tap, g: Tensor, scale: Scales) -> tuple[Sid
         weight, bias = ends(tap, scale)
         x, g = x * (weight / bias), g * bias
     moment, positions = patch_moment(tap.module, x, 0 if tap.bias is None else 1)
-    rows = g.flatten(3).transpose(2, 3).flatten(0, 2) / n**0.5
-    return Side(None, moment[None] / (n * positions)), Side(rows[None], None)
+    rows = g.flatten(3).transpose(2, 3).flatten(0, 2)
+    return Side(None, moment[None], 1 / (n * positions)), Side(rows[None], None, 1 / n)
 
 
 def _outer(piece: Outer, n: int, sharing: Sharing) -> tuple[Side, Side]:
     left, right = piece.left, piece.whole()
-    positions = left.shape[3]
     if sharing == "reduce":
-        # The mean over s on one side and the sum on the other: 1/S² of the sums on both.
-        left, right = left.sum(3, keepdim=True), right.sum(3, keepdim=True) / positions
-    else:
-        right = right / positions**0.5
-    a, b = (Side(side.movedim(2, 0).flatten(1, 3) / n**0.5, None) for side in (right, left))
-    return a, b
+        # The mean over s on one side and the sum on the other.
+        left, right = left.sum(3, keepdim=True), right.mean(3, keepdim=True)
+    rows_a, rows_b = (side.movedim(2, 0).flatten(1, 3) for side in (right, left))
+    return Side(rows_a, None, 1 / (n * left.shape[3])), Side(rows_b, None, 1 / n)
 
 
 def _direct(piece: Direct, n: int) -> tuple[Side, Side]:
-    flat = piece.vectors.flatten(0, 1)[None] / n**0.5
-    return Side(flat, None), Side(None, torch.ones_like(flat[:, :1, :1]))
+    flat = piece.vectors.flatten(0, 1)[None]
+    return Side(flat, None, 1 / n), Side(None, torch.ones_like(flat[:, :1, :1]))

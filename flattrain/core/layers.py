@@ -17,13 +17,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.grad import conv1d_weight, conv2d_weight, conv3d_weight
 
 from flattrain.core.eager import BatchNorm1d, LayerNorm, standardised
 from flattrain.ranges import Refused, suggest
@@ -168,6 +167,25 @@ def padded(layer: Any, x: Tensor) -> tuple[Tensor, Any]:
     return F.pad(x, layer._reversed_padding_repeated_twice, mode=mode), 0
 
 
+def convolution_backward(
+    layer: Any,
+    g: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    padding: Any,
+    groups: int,
+    wanted: Literal["input", "weight"],
+) -> Tensor:
+    """The gradient in x or in the weight of a convolution strided and dilated as the layer is."""
+    ndim = len(layer.stride)
+    mask = (wanted == "input", wanted == "weight", False)
+    padding = [padding] * ndim if isinstance(padding, int) else padding
+    found: Tensor = torch.ops.aten.convolution_backward(
+        g, x, weight, None, layer.stride, padding, layer.dilation, False, [0] * ndim, groups, mask
+    )[mask.index(True)]
+    return found
+
+
 def convolution_gradients(tap: Tap, g: Tensor) -> Tensor:
     """The gradients of a convolution's weight themselves (n, C, P): a convolution with a group per example.
 
@@ -177,15 +195,14 @@ def convolution_gradients(tap: Tap, g: Tensor) -> Tensor:
     c, n, groups = len(g), len(tap.input), layer.groups
     x, padding = padded(layer, tap.input)
     shape = (n * c * layer.out_channels, layer.in_channels // groups, *layer.kernel_size)
-    of_weight = (conv1d_weight, conv2d_weight, conv3d_weight)[len(layer.kernel_size) - 1]
-    found = of_weight(
-        x.flatten(0, 1)[None],
-        shape,
+    found = convolution_backward(
+        layer,
         rearrange(g, "c n (g k) ... -> (n g c k) ...", g=groups)[None],
-        layer.stride,
+        x.flatten(0, 1)[None],
+        g.new_empty(shape),  # only its shape counts; torch.nn.grad expands a number, which is then copied
         padding,
-        layer.dilation,
         n * groups,
+        "weight",
     )
     return rearrange(found.flatten(1), "(n g c k) d -> n c (g k d)", n=n, g=groups, c=c)
 

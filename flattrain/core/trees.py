@@ -33,7 +33,7 @@ def _length(v: Tensor) -> Tensor:
 
 def inverse(size: Tensor) -> Tensor:
     """1 / size, and 0 where the size is 0: a direction of no length points nowhere."""
-    return torch.where(size > 0, 1 / size.clamp(min=torch.finfo(size.dtype).tiny), 0.0)
+    return torch.where(size > 0, size.clamp(min=torch.finfo(size.dtype).tiny).reciprocal(), 0.0)
 
 
 def axpy(alpha: Tensor | float, x: Params, y: Params) -> Params:

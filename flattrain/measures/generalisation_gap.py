@@ -122,10 +122,10 @@ def gap_statistic(seen: Seen, noise: Mapping[str, Tensor], uncovered: ghost.Unco
         example_slopes(seen.criterion, seen.loss, seen.outputs, seen.target),
     ]
     parts = ghost.pieces(seen, vectors, "gap_estimate", uncovered)
-    column = torch.ones_like(seen.outputs[:, :1])
+    column, values = torch.ones_like(seen.outputs[:, :1]), [part.value() for part in parts]
     return {
         **pack(seen, [part.piece for part in parts]),
         "radial": torch.stack([ghost.radial(part) for part in parts]).sum(0)[:, -1:],
-        "theta": column * torch.stack([part.value.square().sum() for part in parts]).sum(),
-        "entries": column * sum(part.value.numel() for part in parts),
+        "theta": column * torch.stack([value.square().sum() for value in values]).sum(),
+        "entries": column * sum(value.numel() for value in values),
     }

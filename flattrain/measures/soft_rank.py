@@ -27,8 +27,8 @@ from flattrain.types import Draw, Estimate, Measure, Seen, Statistic
 
 
 def spectral_sum(phi: Concave, a: Tensor, b: Tensor) -> Tensor:
-    """Σ_g Σ_ij φ(a_gi b_gj) over the eigenvalues of the factors A (G, D, D) and B (G, K, K)."""
-    return phi(eigenvalues(a)[..., :, None] * eigenvalues(b)[..., None, :]).sum()
+    """Σ_g Σ_ij φ(a_gi b_gj) over the eigenvalues a (G, D) and b (G, K) of the factors."""
+    return phi(a[..., :, None] * b[..., None, :]).sum()
 
 
 @checked
@@ -66,11 +66,12 @@ def soft_rank(
 
     def reduce(s: Statistic) -> Estimate:
         names = [key.removesuffix(".A") for key in s if key.endswith(".A")]
-        return Estimate(torch.stack([spectral_sum(concave, s[f"{n}.A"], s[f"{n}.B"]) for n in names]).sum())
+        pairs = [(eigenvalues(s[f"{name}.A"]), eigenvalues(s[f"{name}.B"])) for name in names]
+        return Estimate(torch.stack([spectral_sum(concave, a, b) for a, b in pairs]).sum())
 
     def on_batch(seen: Seen, noise: Mapping[str, Tensor]) -> Tensor:
         pairs = factors(seen, sketch(noise), way, policy, tikhonov.table).values()
-        return torch.stack([spectral_sum(concave, a.smaller(), b.smaller()) for a, b in pairs]).sum()
+        return torch.stack([spectral_sum(concave, a.eigenvalues(), b.eigenvalues()) for a, b in pairs]).sum()
 
     def draws(seen: Seen) -> dict[str, Draw]:
         if columns == "exact":

@@ -13,6 +13,8 @@ The same rules as functions of gradient functions are in `flattrain.rules`.
 """
 
 from flattrain.optim.members import SAM, USAM
+from flattrain.optim.per_example import per_example_sam
+from flattrain.optim.schedule import RhoSchedule
 from flattrain.optim.two_pass import TwoPassOptimizer
 
-__all__ = ["SAM", "USAM", "TwoPassOptimizer"]
+__all__ = ["SAM", "USAM", "RhoSchedule", "TwoPassOptimizer", "per_example_sam"]

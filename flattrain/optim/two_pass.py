@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -93,7 +93,7 @@ class TwoPassOptimizer(Optimizer):
         """
         loss = None
         if closure is not None:
-            self.zero_grad()
+            self._clear()
             loss = self._both_passes(closure, scaler)
             if scaler is not None:
                 scaler.unscale_(self)
@@ -103,7 +103,7 @@ class TwoPassOptimizer(Optimizer):
                 "backward(closure) in place of loss.backward()"
             )
         self._stage = "idle"
-        grads = [p.grad for p in self._parameters().values() if p.grad is not None]
+        grads = [p.grad for p in self._each() if p.grad is not None]
         if grads and math.isfinite(length(grads)):
             self.base.step()
         return loss
@@ -113,8 +113,7 @@ class TwoPassOptimizer(Optimizer):
 
         The closure computes the loss, calls backward() and returns the loss; it must not clear gradients.
         """
-        params = self._parameters().values()
-        before = [(p, p.grad) for p in params if p.grad is not None]
+        before = [(p, p.grad) for p in self._each() if p.grad is not None]
         self._clear()
         loss = self._both_passes(closure, scaler)
         for p, g in before:
@@ -137,7 +136,7 @@ class TwoPassOptimizer(Optimizer):
         if not self.processes.agree(math.isfinite(size)):
             next(p.grad for p in params.values() if p.grad is not None).fill_(math.nan)  # on every process
             return False
-        if not self.memory:
+        if not self.memory and self.member.init is not nothing:
             self.memory = self.member.init({k: p.detach() for k, p in params.items()})
         radius = {k: rho for k, rho in self._radii().items() if rho > 0 and k in grads}
         if not radius:
@@ -212,7 +211,7 @@ class TwoPassOptimizer(Optimizer):
         self._share()
 
     def _both_passes(self, closure: Closure, scaler: GradScaler | None) -> Any:
-        randomness = Randomness(self._parameters().values())
+        randomness = Randomness(self._each())
         with torch.enable_grad(), self.processes.first_pass():
             loss = closure()
         due = self.ascend(scaler=scaler)
@@ -233,6 +232,9 @@ class TwoPassOptimizer(Optimizer):
             self._statistics()
             self._statistics = None
 
+    def _each(self) -> Iterator[Tensor]:
+        return (p for group in self.param_groups for p in group["params"])
+
     def _parameters(self) -> Params:
         return {f"{i}.{j}": p for i, g in enumerate(self.param_groups) for j, p in enumerate(g["params"])}
 
@@ -242,7 +244,7 @@ class TwoPassOptimizer(Optimizer):
         }
 
     def _clear(self) -> None:
-        for p in self._parameters().values():
+        for p in self._each():
             p.grad = None
 
     def _set(self, grads: Params) -> None:

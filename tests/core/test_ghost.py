@@ -38,7 +38,7 @@ def test_norms_and_inner_products_are_those_of_explicit_gradients(name, loss):
     wanted = (flat @ flat.T).reshape(n, c, n, c).square().sum((1, 3))
     torch.testing.assert_close(mine, wanted, rtol=1e-9, atol=1e-12)
     count = sum(p.numel() for p in net.parameters() if p.requires_grad)
-    assert sum(part.value.numel() for part in parts) == count
+    assert sum(part.value().numel() for part in parts) == count
 
 
 @pytest.mark.parametrize("name", zoo.BUILD)
@@ -50,10 +50,10 @@ def test_formed_gradients_have_the_same_norms_and_the_layout_of_their_parameter(
         torch.testing.assert_close(
             ghost.squares([part.piece]), formed.square().sum(-1), rtol=1e-10, atol=1e-14
         )
-        assert formed.shape[-1] == part.value.numel()
+        assert formed.shape[-1] == part.value().numel()
     # ⟨θ, ∂(vᵀf)/∂θ⟩ summed over parameters needs the layouts to agree.
     parts = parts_of(net, nn.CrossEntropyLoss(), x, y)
-    mine = torch.stack([(ghost.matrix(p.piece) * p.value).sum(-1) for p in parts]).sum(0)
+    mine = torch.stack([(ghost.matrix(p.piece) * p.value()).sum(-1) for p in parts]).sum(0)
     params = oracles.trainable(net)
     rows = oracles.example_gradients(net, nn.CrossEntropyLoss(), x, y, params)
     wanted = rows @ torch.cat([p.flatten() for p in params.values()])

@@ -87,3 +87,41 @@ def test_what_is_not_covered_is_refused():
     y = zoo.targets(net, x, nn.CrossEntropyLoss())
     with pytest.raises(Refused, match="per-example SAM: no structure is known for place"):
         per_example_sam(net, recognise(nn.CrossEntropyLoss()), x, y, rho=RHO)
+
+
+@pytest.mark.parametrize("frozen", ["nothing", "weights", "biases"])
+@pytest.mark.parametrize("ndim", [1, 2, 3])
+def test_convolutions_of_every_kind(ndim, frozen):
+    torch.manual_seed(0)
+    conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[ndim - 1]
+    net = nn.Sequential(
+        conv(4, 6, 3, stride=2, padding=1, groups=2),
+        nn.Tanh(),
+        conv(6, 6, 3, padding="same", dilation=2, padding_mode="circular"),
+        nn.Tanh(),
+        conv(6, 4, 1, bias=False),
+        nn.Flatten(),
+        nn.Linear(4 * 3**ndim, 3),
+    )
+    for name, p in net[:5].named_parameters():
+        p.requires_grad_(frozen == "nothing" or name.endswith("weight") != (frozen == "weights"))
+    x, y = torch.randn(3, 4, *[5] * ndim), torch.tensor([0, 2, 1])
+    value, wanted = loop(net, nn.CrossEntropyLoss(), x, y)
+    found = per_example_sam(net, recognise(nn.CrossEntropyLoss()), x, y, rho=RHO)
+    assert float(found.loss) == pytest.approx(value, rel=1e-11)
+    mine = torch.autograd.grad(found.loss, [p for p in net.parameters() if p.requires_grad])
+    for g, w in zip(mine, wanted, strict=True):
+        torch.testing.assert_close(g, w, rtol=1e-9, atol=1e-12)
+
+
+def test_a_convolution_that_runs_twice():
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 3, 3, padding=1)
+    net = nn.Sequential(conv, nn.Tanh(), conv, nn.Flatten(), nn.Linear(48, 3))
+    x, y = torch.randn(4, 3, 4, 4), torch.tensor([0, 2, 1, 1])
+    value, wanted = loop(net, nn.CrossEntropyLoss(), x, y)
+    found = per_example_sam(net, recognise(nn.CrossEntropyLoss()), x, y, rho=RHO)
+    assert float(found.loss) == pytest.approx(value, rel=1e-11)
+    mine = torch.autograd.grad(found.loss, list(net.parameters()))
+    for g, w in zip(mine, wanted, strict=True):
+        torch.testing.assert_close(g, w, rtol=1e-9, atol=1e-12)

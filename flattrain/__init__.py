@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     )
     from flattrain.training.curvature import curvature
     from flattrain.training.measured import measured
+    from flattrain.training.representativeness import representativeness
 
 __version__ = "0.1.0"
 
@@ -40,6 +41,7 @@ _HOME = {
     "FisherRank": "flattrain.regularizers",
     "GaussNewtonTrace": "flattrain.regularizers",
     "measured": "flattrain.training.measured",
+    "representativeness": "flattrain.training.representativeness",
     "curvature": "flattrain.training.curvature",
     "coverage": "flattrain.core.coverage",
     "eager": "flattrain.core.eager",
@@ -58,6 +60,7 @@ __all__ = [
     "curvature",
     "eager",
     "measured",
+    "representativeness",
 ]
 
 

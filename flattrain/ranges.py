@@ -14,7 +14,7 @@ import difflib
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -100,7 +100,22 @@ def refusal(annotation: str, value: Any) -> str | None:
             if isinstance(value, list | tuple) and all(refusal(inner, v) is None for v in value):
                 return None
             said.append("a list of numbers" if inner in _NUMBERS else "a list of texts")
+        elif option.startswith("Mapping[str, "):
+            inner = option[len("Mapping[str, ") : -1]
+            if isinstance(value, Mapping) and value:
+                return _entries_refusal(inner, value)
+            said.append(f"a table of names, {_NUMBERS[inner][0]} for each")
     return f"must be {' or '.join(said)}, got {value!r}" if said else None
+
+
+def _entries_refusal(annotation: str, table: Mapping[Any, Any]) -> str | None:
+    for key, value in table.items():
+        if not isinstance(key, str):
+            return f"must have texts as its names, got {key!r}; quote it"
+        problem = refusal(annotation, value)
+        if problem:
+            return f"of {key!r} {problem}"
+    return None
 
 
 def _literals(option: str) -> tuple[Any, ...]:

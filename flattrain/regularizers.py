@@ -10,7 +10,7 @@ gradient is exact: it is that of the measure itself, through the curvature, for 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -57,7 +57,7 @@ def RelativeFlatness(
 def SoftRank(
     *,
     weight: float,
-    lam: float = 1e-2,
+    lam: float | Mapping[str, float] = 1e-2,
     layers: Sequence[str] | None = None,
     columns: Literal["exact", "sketch"] = "exact",
 ) -> Penalty:
@@ -65,6 +65,7 @@ def SoftRank(
 
     `layers=None` covers every layer whose structure is known (linear, convolution, embedding, normalisation),
     and refuses a model with other parameters.
+    `lam` may be a table, one number per layer or parameter: `{"": 1e-3, "head": 1e-2}` (`core.ridge`).
     `columns="sketch"` back-propagates one vector per example in place of one per class: cheaper, biased low.
     """
     chosen = None if layers is None else tuple(layers)
@@ -74,12 +75,15 @@ def SoftRank(
 def FisherRank(
     *,
     weight: float,
-    lam: float = 1e-2,
+    lam: float | Mapping[str, float] = 1e-2,
     columns: Literal["exact", "sketch"] = "sketch",
     metric: Literal["euclidean", "adaptive"] = "euclidean",
     uncovered: Literal["refuse", "ignore", "dense"] = "refuse",
 ) -> Penalty:
-    """λ rank_lam(F) of the whole network's Fisher as one matrix; see `measures.fisher_rank`."""
+    """λ rank_lam(F) of the whole network's Fisher as one matrix; see `measures.fisher_rank`.
+
+    `lam` may be a table, one number per layer or parameter: `{"": 1e-3, "head": 1e-2}` (`core.ridge`).
+    """
     measure = fisher_rank(lam=lam, columns=columns, metric=metric, uncovered=uncovered)
     return Penalty(measure, weight)
 

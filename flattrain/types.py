@@ -232,3 +232,13 @@ class Spectral:
     name: str
     estimate: Callable[[Operator, Generator], Estimate]
     definition: str
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A quantity of two data sets: one measure on held-out examples less another on the training examples."""
+
+    name: str
+    held_out: Measure
+    train: Measure
+    definition: str

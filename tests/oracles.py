@@ -147,6 +147,11 @@ def trainable(module):
     return {k: p.detach().clone() for k, p in module.named_parameters() if p.requires_grad}
 
 
+def live(module):
+    """Its trainable parameters as new leaves."""
+    return {k: p.requires_grad_() for k, p in trainable(module).items()}
+
+
 def example_gradients(module, loss, x, y, params):
     """Rows (n, K, P) with F = mean_i Σ_c row row ᵀ: a root of each output Hessian times the Jacobian.
 

@@ -34,6 +34,7 @@ from flattrain.core.layers import (
     is_normalisation,
     sides,
 )
+from flattrain.core.ridge import Scales, Table, scales, weighed
 from flattrain.ranges import Refused
 from flattrain.types import Seen, Tap
 
@@ -95,14 +96,18 @@ def pieces(
     what: str,
     uncovered: Uncovered = "refuse",
     form: Callable[[Tap], bool] = smaller_formed,
+    table: Table | None = None,
 ) -> list[Part]:
-    """The per-example gradients of every parameter that is differentiated; `form` says where as they are."""
+    """Those of every live parameter, times λ^-½ by a table (core.ridge); `form` says where as they are."""
     left_out = need_covered(seen, what, uncovered)
-    found = by_parameter(seen, pull(seen, vectors, what), form)
-    return [*found.values(), *dense(seen, vectors, left_out)]
+    scale = scales(what, seen, table, left_out)
+    found = by_parameter(seen, pull(seen, vectors, what), form, scale)
+    return [*found.values(), *dense(seen, vectors, left_out, scale)]
 
 
-def by_parameter(seen: Seen, pulled: dict[str, Tensor], form: Callable[[Tap], bool]) -> dict[int, Part]:
+def by_parameter(
+    seen: Seen, pulled: dict[str, Tensor], form: Callable[[Tap], bool], scale: Scales | None = None
+) -> dict[int, Part]:
     """The pieces under the `id` of their weight (with its bias, where the two go together) or bias.
 
     A weight used more than once has the sum over its uses: their positions are put side by side.
@@ -111,14 +116,18 @@ def by_parameter(seen: Seen, pulled: dict[str, Tensor], form: Callable[[Tap], bo
     live = {id(p) for p in seen.params.values()}
     for run, seen_tap in seen.taps.items():
         tap = seen_tap if seen.differentiable else seen_tap._replace(input=seen_tap.input.detach())
-        for parameter, part in _of_run(tap, pulled[run], live, together(seen, tap), form):
-            uses.setdefault(parameter, []).append(part)
+        # The uses of one weight must come in one form, as they are added up.
+        formed = any(form(other) for other in seen.taps.values() if other.weight is tap.weight)
+        for parameter, part in _of_run(tap, pulled[run], live, together(seen, tap), formed):
+            own = part._replace(piece=weighed(part.piece, parameter, tap, scale))
+            uses.setdefault(parameter, []).append(own)
     return {k: parts[0]._replace(piece=_joined([p.piece for p in parts])) for k, parts in uses.items()}
 
 
-def dense(seen: Seen, vectors: Sequence[Tensor], names: Iterable[str]) -> list[Part]:
+def dense(seen: Seen, vectors: Sequence[Tensor], names: Iterable[str], scale: Scales) -> list[Part]:
     """Parameters of no known structure, one example at a time."""
-    return [Part(k, _dense(seen, vectors, k), seen.params[k].flatten) for k in names]
+    times = {k: scale.get(id(seen.params[k]), 1.0) for k in names}
+    return [Part(k, _dense(seen, vectors, k, c), seen.params[k].flatten) for k, c in times.items()]
 
 
 def squares(pieces: Iterable[Piece]) -> Tensor:
@@ -184,9 +193,7 @@ def together(seen: Seen, tap: Tap) -> bool:
     return tap.bias is None or all(weight == bias for weight, bias in pairs)
 
 
-def _of_run(
-    tap: Tap, g: Tensor, live: set[int], paired: bool, form: Callable[[Tap], bool]
-) -> list[tuple[int, Part]]:
+def _of_run(tap: Tap, g: Tensor, live: set[int], paired: bool, formed: bool) -> list[tuple[int, Part]]:
     weight, bias = id(tap.weight) in live, tap.bias is not None and id(tap.bias) in live
     paired = paired and weight and bias
     if is_normalisation(tap.module):
@@ -198,7 +205,7 @@ def _of_run(
             for p, v in ((tap.weight, scale), (tap.bias, shift))
             if p is not None and id(p) in live
         ]
-    if is_convolution(tap.module) and form(tap):
+    if is_convolution(tap.module) and formed:
         return _of_convolution(tap, g, weight, bias, paired)
     outer = sides(tap, g)
     if paired:
@@ -252,7 +259,7 @@ def _joined(parts: list[Piece]) -> Piece:
     return Outer(joined[0], joined[1], outers[0].ones)
 
 
-def _dense(seen: Seen, vectors: Sequence[Tensor], name: str) -> Direct:
+def _dense(seen: Seen, vectors: Sequence[Tensor], name: str, scale: float) -> Direct:
     # One vector-Jacobian product per example and column: exact for any parameter, at n C backward passes.
     rows = []
     for v in vectors:
@@ -265,7 +272,7 @@ def _dense(seen: Seen, vectors: Sequence[Tensor], name: str) -> Direct:
                 create_graph=seen.differentiable,
                 materialize_grads=True,
             )
-            rows.append(g.flatten())
+            rows.append(g.flatten() * scale)
     return Direct(rearrange(torch.stack(rows), "(c n) p -> n c p", c=len(vectors)))
 
 

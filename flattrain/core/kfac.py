@@ -26,6 +26,7 @@ from flattrain.core.gram import gram_eigenvalues, gram_matrix
 from flattrain.core.layers import Direct, Outer
 from flattrain.core.losses import root_vectors
 from flattrain.core.patches import has_autocorrelation, patch_moment
+from flattrain.core.ridge import Scales, Table, ends, scales
 from flattrain.types import Seen, Tap
 
 Sharing = Literal["expand", "reduce"]
@@ -54,21 +55,27 @@ class Side(NamedTuple):
 
 
 def factors(
-    seen: Seen, sketch: Tensor | None = None, sharing: Sharing = "expand", uncovered: Uncovered = "refuse"
+    seen: Seen,
+    sketch: Tensor | None = None,
+    sharing: Sharing = "expand",
+    uncovered: Uncovered = "refuse",
+    table: Table | None = None,
 ) -> dict[str, tuple[Side, Side]]:
     """{layer: (A, B)} of every tapped layer.
 
-    A parameter of a normalisation, or one taken densely, has no second factor: B is 1 × 1.
+    A parameter of a normalisation, or one taken densely, has no second factor: B is 1 × 1. With a table of λ
+    the factors are those of Λ^-½ F Λ^-½ (core.ridge).
     """
     what, n = "the soft rank", len(seen.outputs)
     left_out = ghost.need_covered(seen, what, uncovered)
+    scale = scales(what, seen, table, left_out)
     vectors = root_vectors(seen, sketch, what)
     pulled = ghost.pull(seen, vectors, what)
     apart = {r for r, tap in seen.taps.items() if sharing == "expand" and _by_autocorrelation(seen, tap)}
-    out = {run: _autocorrelated(seen, seen.taps[run], pulled[run]) for run in apart}
+    out = {run: _autocorrelated(seen, seen.taps[run], pulled[run], scale) for run in apart}
     rest = seen._replace(taps={run: tap for run, tap in seen.taps.items() if run not in apart})
-    parts = ghost.by_parameter(rest, pulled, ghost.factored)
-    for layer, piece, _ in [*parts.values(), *ghost.dense(seen, vectors, left_out)]:
+    parts = ghost.by_parameter(rest, pulled, ghost.factored, scale)
+    for layer, piece, _ in [*parts.values(), *ghost.dense(seen, vectors, left_out, scale)]:
         key = layer if layer not in out else f"{layer}.bias"
         out[key] = _direct(piece, n) if isinstance(piece, Direct) else _outer(piece, n, sharing)
     order = [*(run for run in seen.taps if run in out), *(key for key in out if key not in seen.taps)]
@@ -84,9 +91,12 @@ def _by_autocorrelation(seen: Seen, tap: Tap) -> bool:
     return has_autocorrelation(tap.module) and once and whole
 
 
-def _autocorrelated(seen: Seen, tap: Tap, g: Tensor) -> tuple[Side, Side]:
+def _autocorrelated(seen: Seen, tap: Tap, g: Tensor, scale: Scales) -> tuple[Side, Side]:
     n = len(seen.outputs)
     x = tap.input if seen.differentiable else tap.input.detach()
+    if scale:
+        weight, bias = ends(tap, scale)
+        x, g = x * (weight / bias), g * bias
     moment, positions = patch_moment(tap.module, x, 0 if tap.bias is None else 1)
     rows = g.flatten(3).transpose(2, 3).flatten(0, 2)
     return Side(None, moment[None], 1 / (n * positions)), Side(rows[None], None, 1 / n)

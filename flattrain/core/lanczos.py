@@ -126,3 +126,39 @@ def smallest(
     turned = replace(operator, matvec=lambda v: -operator(v))
     found = largest(turned, generator, tolerance=tolerance, max_products=max_products)
     return found._replace(value=-found.value)
+
+
+def top_ritz_vector(product: Callable[[Tensor], Tensor], start: Tensor, products: int) -> Tensor:
+    """v (dim,), ‖v‖ = 1, of the largest vᵀAv in the Krylov space of `start` after that many products.
+
+    Nothing is decided on the way, so that `torch.func.vmap` can stack it: every vector is made orthogonal to
+    the two before it, then once to all. Once the space is exhausted the rest of the basis is zeros, and its
+    places in the tridiagonal matrix lie below every eigenvalue.
+    """
+    dim = len(start)
+    tiny, small = 30 * torch.finfo(start.dtype).eps, torch.finfo(start.dtype).tiny
+    q, size = start, start.norm()
+    alive, largest = size > 0, torch.zeros_like(size)
+    rows: list[Tensor] = []
+    diagonal, below, kept = [], [], []
+    for _ in range(min(products, dim)):
+        q = torch.where(alive, q / size.where(alive, 1.0), 0.0)
+        rows.append(q)
+        w = product(q)
+        diagonal.append(w @ q)
+        kept.append(alive)
+        largest = torch.maximum(largest, w.norm())
+        for near in (rows[-2:], rows):  # vector by vector: a matrix of them would be copied for each product
+            overlaps = [r @ w for r in near]
+            for r, overlap in zip(near, overlaps, strict=True):
+                w = w - overlap * r
+        size = w.norm()
+        alive = alive & (size > tiny * largest)
+        below.append(torch.where(alive, size, 0.0))
+        q = w
+    lowest = -2 * largest - small
+    middle = torch.where(torch.stack(kept), torch.stack(diagonal), lowest).double()
+    beside = torch.stack(below)[:-1].double()
+    _, vectors = torch.linalg.eigh(torch.diag(middle) + torch.diag(beside, 1) + torch.diag(beside, -1))
+    v = vectors[:, -1].to(start.dtype) @ torch.stack(rows)
+    return v / v.norm()

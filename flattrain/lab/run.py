@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from flattrain.core import losses, trees
 from flattrain.core.layers import normalisation_parameters
@@ -20,11 +19,11 @@ from flattrain.problems.two_layer import LayerNormed, TwoLayer
 from flattrain.ranges import Refused
 from flattrain.rules.compose import compose
 from flattrain.training import fused, loop, objective
-from flattrain.training.evaluate import Key, evaluate
+from flattrain.training.evaluate import chunks, contrast_on, evaluate
 from flattrain.training.objective import Penalty
 from flattrain.training.stacked import Seeds, stacked_trainer
 from flattrain.training.trainer import State, Trainer
-from flattrain.types import Estimate, Loss, Measure, Network, Spectral
+from flattrain.types import Contrast, Estimate, Loss, Measure, Network, Spectral
 
 PROBES = 20  # of a stochastic measure in evaluation, unless the recipe says otherwise
 
@@ -90,12 +89,12 @@ class Experiment:
         train = self.spec["train"]
         return loop.milestones(train["steps"], train["milestones"], train["spacing"])
 
-    def measures(self, last: bool) -> dict[str, Measure | Spectral]:
+    def measures(self, last: bool) -> dict[str, Measure | Spectral | Contrast]:
         """The measures of a milestone: those taken along the way, at the end all."""
         entries = self.spec["measures"]["along"] + (self.spec["measures"]["end"] if last else [])
         return dict(map(self._measure, entries))
 
-    def _measure(self, entry: Any) -> tuple[str, Measure | Spectral]:
+    def _measure(self, entry: Any) -> tuple[str, Measure | Spectral | Contrast]:
         choice = catalog.choose(catalog.MEASURES, entry, "measures")
         clamp = self.module.clamp if isinstance(self.module, LayerNormed) else None
         return choice.name, catalog.build(choice, probes=PROBES, clamp=clamp)
@@ -108,9 +107,7 @@ class Experiment:
             params = trees.pick(state.params, k)
             network = Network(self.module, self.criterion, params, self.stacked.buffers[k])
             for name, measure in wanted.items():
-                test = name.startswith("test_")
-                x, y = (split.test_x, split.test_y) if test else (split.train_x, split.train_y)
-                found = _estimate(measure, network, x, y, (seed, name, state.step))
+                found = _estimate(measure, network, split, name, (seed, state.step))
                 rows.append(
                     {
                         "seed": seed,
@@ -126,15 +123,24 @@ class Experiment:
         """What each quantity is, in words."""
         out = {}
         for name, measure in self.measures(last=True).items():
-            split = "test" if name.startswith("test_") else "training"
-            out[name] = f"{measure.definition}; on the {split} examples, evaluation mode"
+            split = "the test" if name.startswith("test_") else "the training"
+            both = "the training and, held out, the test"
+            where = both if isinstance(measure, Contrast) else split
+            out[name] = f"{measure.definition}; on {where} examples, evaluation mode"
         return out
 
 
-def _estimate(measure: Measure | Spectral, network: Network, x: Tensor, y: Tensor, key: Key) -> Estimate:
+def _estimate(
+    measure: Measure | Spectral | Contrast, network: Network, split: Split, name: str, key: tuple[int, int]
+) -> Estimate:
     """An eigenvalue of a matrix that is not finite does not exist: the run diverged, and its row says nan."""
+    seed, step = key
     try:
-        return evaluate(measure, network, x, y, key)
+        if isinstance(measure, Contrast):
+            held_out, train = chunks(split.test_x, split.test_y), chunks(split.train_x, split.train_y)
+            return contrast_on(measure, network, train, held_out, (seed, measure.train.name, step))
+        x, y = split[2:4] if name.startswith("test_") else split[:2]
+        return evaluate(measure, network, x, y, (seed, name, step))
     except torch.linalg.LinAlgError:
         return Estimate(math.nan, math.nan)
 

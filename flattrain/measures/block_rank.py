@@ -23,6 +23,7 @@ from torch import Tensor
 from flattrain.core import ekfac, ghost
 from flattrain.core.concave import Concave, of_gram
 from flattrain.core.losses import root_vectors
+from flattrain.core.ridge import ridge
 from flattrain.core.rows import pack, unpack
 from flattrain.ranges import Positive, checked
 from flattrain.types import Estimate, Measure, Seen, Statistic
@@ -37,15 +38,20 @@ _WORDS = {
 @checked
 def block_rank(
     *,
-    lam: Positive = 1e-2,
+    lam: Positive | Mapping[str, Positive] = 1e-2,
     approximation: Literal["block", "ekfac", "diagonal"] = "block",
     phi: Literal["soft", "logdet", "power", "trace"] = "soft",
     power: Positive = 0.5,
     layers: tuple[str, ...] | None = None,
     uncovered: Literal["refuse", "ignore", "dense"] = "refuse",
 ) -> Measure:
-    """Σ φ over the approximated spectrum of the Fisher over `layers` (None: all)."""
-    concave = Concave(phi, lam, power)
+    """Σ φ over the approximated spectrum of the Fisher over `layers` (None: all).
+
+    lam : a number, or a table {name of a parameter or a layer: number}, see `core.ridge`. The Kronecker
+          eigenbasis of ekfac is then that of the scaled gradients.
+    """
+    tikhonov = ridge("block_rank", lam, phi)
+    concave = Concave(phi, tikhonov.number, power)
     policy = uncovered if layers is None else "ignore"
     of_piece: dict[str, Callable[[ghost.Piece, int], Tensor]] = {
         "block": lambda piece, n: of_gram(concave, ghost.gram([piece]).to(torch.float64) / n),
@@ -56,7 +62,8 @@ def block_rank(
     def pieces(seen: Seen) -> list[ghost.Piece]:
         vectors = root_vectors(seen, None, "block_rank")
         form = ghost.factored if approximation == "ekfac" else ghost.smaller_formed
-        return [part.piece for part in ghost.pieces(seen, vectors, "block_rank", policy, form)]
+        found = ghost.pieces(seen, vectors, "block_rank", policy, form, tikhonov.table)
+        return [part.piece for part in found]
 
     def total(found: list[ghost.Piece], n: int) -> Tensor:
         return torch.stack([of_piece[approximation](piece, n).to(torch.float64) for piece in found]).sum()
@@ -72,7 +79,7 @@ def block_rank(
         "block_rank",
         statistic,
         reduce,
-        f"{concave.words}, {_WORDS[approximation]}",
+        f"{concave.words}{tikhonov.words}, {_WORDS[approximation]}",
         combine="rows",
         layers=None if layers is None else tuple(layers),
         on_batch=lambda seen, noise: total(pieces(seen), len(seen.outputs)),

@@ -24,6 +24,7 @@ from flattrain.core import ghost
 from flattrain.core.concave import Concave, of_gram
 from flattrain.core.losses import root_vectors
 from flattrain.core.probes import over_outputs
+from flattrain.core.ridge import ridge
 from flattrain.core.rows import columns as columns_of
 from flattrain.core.rows import pack, unpack
 from flattrain.ranges import Positive, Refused, checked
@@ -35,7 +36,7 @@ MOST_ROWS = 20_000  # of the Gram matrix: 3.2 GB in float64
 @checked
 def fisher_rank(
     *,
-    lam: Positive = 1e-2,
+    lam: Positive | Mapping[str, Positive] = 1e-2,
     columns: Literal["exact", "sketch"] = "exact",
     metric: Literal["euclidean", "adaptive"] = "euclidean",
     phi: Literal["soft", "logdet", "power", "trace"] = "soft",
@@ -43,13 +44,19 @@ def fisher_rank(
     layers: tuple[str, ...] | None = None,
     uncovered: Literal["refuse", "ignore", "dense"] = "refuse",
 ) -> Measure:
-    """Tr φ(F) over the parameters of `layers` (None: all) as one matrix."""
-    concave = Concave(phi, lam, power)
+    """Tr φ(F) over the parameters of `layers` (None: all) as one matrix.
+
+    lam : a number, or a table {name of a parameter or a layer: number} as in `core.ridge`, where the longest
+          name that fits counts and "" stands for the rest: Tr F (F + Λ)⁻¹.
+    """
+    tikhonov = ridge("fisher_rank", lam, phi)
+    concave = Concave(phi, tikhonov.number, power)
     policy = uncovered if layers is None else "ignore"
 
     def parts(seen: Seen, noise: Mapping[str, Tensor]) -> list[ghost.Part]:
         sketch = noise["sketch"] if columns == "sketch" else None
-        return ghost.pieces(seen, root_vectors(seen, sketch, "fisher_rank"), "fisher_rank", policy)
+        vectors = root_vectors(seen, sketch, "fisher_rank")
+        return ghost.pieces(seen, vectors, "fisher_rank", policy, table=tikhonov.table)
 
     def pieces(seen: Seen, noise: Mapping[str, Tensor]) -> list[ghost.Piece]:
         chosen = ghost.adaptive if metric == "adaptive" else lambda part: part.piece
@@ -73,7 +80,7 @@ def fisher_rank(
         "fisher_rank",
         lambda seen, noise: pack(seen, pieces(seen, noise)),
         reduce,
-        f"{concave.words}, all layers as one matrix, {columns} columns, {metric} metric",
+        f"{concave.words}{tikhonov.words}, all layers as one matrix, {columns} columns, {metric} metric",
         combine="rows",
         layers=None if layers is None else tuple(layers),
         on_batch=lambda seen, noise: of_gram(concave, ghost.gram(pieces(seen, noise)) / len(seen.outputs)),

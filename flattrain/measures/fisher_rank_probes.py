@@ -7,6 +7,8 @@ The gradient is that of λ uᵀ F(θ) u with u held fixed, unbiased and without 
 
     d zᵀF(F + λ)⁻¹z = λ zᵀ(F + λ)⁻¹ dF (F + λ)⁻¹ z = λ uᵀ dF u
 
+With Λ in the place of λ both F and z → F z are those of Λ^-½ F Λ^-½, and λ is 1 (core.ridge).
+
 Each step of conjugate gradients takes two reverse sweeps; what is left after `iterations` of them leaves the
 value too large, never too small. The spread of one probe is large (std² = 2 Σ_{i≠j} R_ij², R = F(F + λ)⁻¹).
 """
@@ -21,6 +23,7 @@ from torch import Tensor
 from flattrain.core.eager import need_examples_apart
 from flattrain.core.losses import output_root
 from flattrain.core.probes import direction, over_parameters
+from flattrain.core.ridge import ridge, scales
 from flattrain.core.trace import mean_of_probes
 from flattrain.core.trees import axpy, dot
 from flattrain.ranges import Count, Positive, checked
@@ -43,33 +46,44 @@ def _solve(product: Callable[[Params], Params], z: Params, lam: float, iteration
 
 
 @checked
-def fisher_rank_probes(*, lam: Positive = 1e-2, probes: Count = 1, iterations: Count = 50) -> Measure:
-    """rank_λ(F) over all trainable parameters; a penalty of the batch, in evaluation of the whole set."""
+def fisher_rank_probes(
+    *, lam: Positive | Mapping[str, Positive] = 1e-2, probes: Count = 1, iterations: Count = 50
+) -> Measure:
+    """rank_λ(F) over all trainable parameters; a penalty of the batch, in evaluation of the whole set.
+
+    lam : a number, or a table {name of a parameter or a layer: number}, see `core.ridge`.
+    """
+    number, table, words = ridge("fisher_rank_probes", lam)
 
     def statistic(seen: Seen, noise: Mapping[str, Tensor]) -> Statistic:
         need_examples_apart(seen, "fisher_rank_probes")
         root, n = output_root(seen, "fisher_rank_probes"), len(seen.outputs)
         names, live = list(seen.params), list(seen.params.values())
+        scale = scales("fisher_rank_probes", seen, table, names)
         dual = 0 * seen.outputs  # on the graph, because torch.func allows no requires_grad_
         pulled = torch.autograd.grad(seen.outputs, live, dual, create_graph=True, materialize_grads=True)
 
+        def scaled(v: Params) -> Params:
+            """Λ^-½ v, and v where λ is one number."""
+            return {k: t * scale[id(seen.params[k])] for k, t in v.items()} if scale else v
+
         def pushed(v: Params, create: bool) -> Tensor:
-            """J v, as the derivative of u ↦ Jᵀu."""
-            along = [v[k] for k in names]
+            """J Λ^-½ v, as the derivative of u ↦ Jᵀu."""
+            along = list(scaled({k: v[k] for k in names}).values())
             (out,) = torch.autograd.grad(pulled, dual, along, create_graph=create, retain_graph=True)
             return out
 
         def product(v: Params) -> Params:
             middle = (root @ (root.mT @ pushed(v, False)[..., None]))[..., 0].detach() / n
             back = torch.autograd.grad(seen.outputs, live, middle, retain_graph=True, materialize_grads=True)
-            return dict(zip(names, back, strict=True))
+            return scaled(dict(zip(names, back, strict=True)))
 
         values = []
         for k in range(probes):
             z = direction(noise, k, seen.params)
-            u = {name: t.detach() for name, t in _solve(product, z, lam, iterations).items()}
-            fixed = sum(t.numel() for t in z.values()) - lam * dot(z, u)
-            quadratic = lam * (root.mT @ pushed(u, True)[..., None]).square().sum() / n
+            u = {name: t.detach() for name, t in _solve(product, z, number, iterations).items()}
+            fixed = sum(t.numel() for t in z.values()) - number * dot(z, u)
+            quadratic = number * (root.mT @ pushed(u, True)[..., None]).square().sum() / n
             values.append(fixed.detach() + quadratic - quadratic.detach())
         return {"rank": torch.stack(values)}
 
@@ -77,8 +91,8 @@ def fisher_rank_probes(*, lam: Positive = 1e-2, probes: Count = 1, iterations: C
         "fisher_rank_probes",
         statistic,
         lambda s: mean_of_probes(s["rank"]),
-        f"soft rank of the Fisher at λ = {lam:g}, {probes} Hutchinson probes solved by {iterations} steps of "
-        "conjugate gradients",
+        f"soft rank of the Fisher at λ = {number:g}{words}, {probes} Hutchinson probes solved by "
+        f"{iterations} steps of conjugate gradients",
         combine="whole",
         draws=lambda seen: over_parameters(seen.params, "rademacher", probes),
         order=3,

@@ -21,6 +21,7 @@ from torch import Tensor
 from flattrain.core.concave import Concave, eigenvalues
 from flattrain.core.kfac import Sharing, factors
 from flattrain.core.probes import over_outputs
+from flattrain.core.ridge import ridge
 from flattrain.ranges import Positive, checked
 from flattrain.types import Draw, Estimate, Measure, Seen, Statistic
 
@@ -33,7 +34,7 @@ def spectral_sum(phi: Concave, a: Tensor, b: Tensor) -> Tensor:
 @checked
 def soft_rank(
     *,
-    lam: Positive = 1e-2,
+    lam: Positive | Mapping[str, Positive] = 1e-2,
     layers: tuple[str, ...] | None = None,
     columns: Literal["exact", "sketch"] = "exact",
     sharing: Literal["expand", "reduce"] = "expand",
@@ -43,11 +44,14 @@ def soft_rank(
 ) -> Measure:
     """Σ φ over the KFAC spectrum of `layers` (None: all); φ = x/(x + lam) unless `phi` says otherwise.
 
+    lam       : a number, or a table {name of a parameter or a layer: number}, see `core.ridge`. Exact for the
+                Kronecker form, also where a layer's weight and bias have different numbers.
     columns   : all columns of the output factor, or one random combination of them per example.
     sharing   : how positions that share a weight (convolutions, sequences) enter the factors (core.kfac).
     uncovered : what to do with parameters whose layer has no known structure, when `layers` is None.
     """
-    concave = Concave(phi, lam, power)
+    tikhonov = ridge("soft_rank", lam, phi)
+    concave = Concave(phi, tikhonov.number, power)
     way: Sharing = sharing
     policy = uncovered if layers is None else "ignore"
 
@@ -56,7 +60,7 @@ def soft_rank(
 
     def statistic(seen: Seen, noise: Mapping[str, Tensor]) -> Statistic:
         out = {}
-        for name, (a, b) in factors(seen, sketch(noise), way, policy).items():
+        for name, (a, b) in factors(seen, sketch(noise), way, policy, tikhonov.table).items():
             out[f"{name}.A"], out[f"{name}.B"] = a.matrix(), b.matrix()
         return out
 
@@ -66,7 +70,7 @@ def soft_rank(
         return Estimate(torch.stack([spectral_sum(concave, a, b) for a, b in pairs]).sum())
 
     def on_batch(seen: Seen, noise: Mapping[str, Tensor]) -> Tensor:
-        pairs = factors(seen, sketch(noise), way, policy).values()
+        pairs = factors(seen, sketch(noise), way, policy, tikhonov.table).values()
         return torch.stack([spectral_sum(concave, a.eigenvalues(), b.eigenvalues()) for a, b in pairs]).sum()
 
     def draws(seen: Seen) -> dict[str, Draw]:
@@ -78,7 +82,7 @@ def soft_rank(
         "soft_rank",
         statistic,
         reduce,
-        f"{concave.words}, KFAC per layer ({sharing}), {columns} output factor",
+        f"{concave.words}{tikhonov.words}, KFAC per layer ({sharing}), {columns} output factor",
         layers=None if layers is None else tuple(layers),
         on_batch=on_batch,
         draws=draws,

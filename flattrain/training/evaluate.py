@@ -8,6 +8,7 @@ Nothing is trained or changed: the parameters are detached copies, and the modul
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from flattrain.core.probes import draw, stream
 from flattrain.core.untouched import untouched
 from flattrain.ranges import Refused
 from flattrain.training.objective import layers_of
-from flattrain.types import Estimate, Measure, Network, Params, Seen, Spectral
+from flattrain.types import Contrast, Estimate, Measure, Network, Params, Seen, Spectral
 
 CHUNK = 2048
 
@@ -31,8 +32,12 @@ Key = tuple[int | str, ...]
 def evaluate(measure: Measure | Spectral, network: Network, x: Tensor, y: Tensor, key: Key) -> Estimate:
     """The measure on the examples (x, y); `key` names the stream of its probes."""
     whole = isinstance(measure, Measure) and measure.combine == "whole"
-    batches = [(x, y)] if whole else list(zip(x.split(CHUNK), y.split(CHUNK), strict=True))
-    return evaluate_on(measure, network, batches, key)
+    return evaluate_on(measure, network, [(x, y)] if whole else chunks(x, y), key)
+
+
+def chunks(x: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """The examples in batches that fit into memory."""
+    return list(zip(x.split(CHUNK), y.split(CHUNK), strict=True))
 
 
 def evaluate_on(measure: Measure | Spectral, network: Network, batches: Batches, key: Key) -> Estimate:
@@ -44,6 +49,16 @@ def evaluate_on(measure: Measure | Spectral, network: Network, batches: Batches,
         if isinstance(measure, Spectral):
             return _operator(measure, network, batches, key)
         return _reduced(measure, network, batches, key)
+
+
+def contrast_on(
+    contrast: Contrast, network: Network, train: Batches, held_out: Batches, key: Key
+) -> Estimate:
+    """What it is on `held_out` less what it is on `train`; the errors are independent."""
+    there = evaluate_on(contrast.held_out, network, held_out, key)
+    here = evaluate_on(contrast.train, network, train, key)
+    error = math.hypot(float(there.standard_error), float(here.standard_error))
+    return Estimate(there.value - here.value, error)
 
 
 def _reduced(measure: Measure, network: Network, batches: Batches, key: Key) -> Estimate:

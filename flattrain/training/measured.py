@@ -34,7 +34,13 @@ def measured(
 
     In evaluation mode, over the trainable parameters; the model is left as it was found.
     """
+    return evaluate_on(measure, network_of(model, loss_fn, forward), batches, (seed, measure.name))
+
+
+def network_of(
+    model: nn.Module, loss_fn: Callable[[Tensor, Tensor], Tensor] | Loss, forward: Forward
+) -> Network:
+    """The model at its values now, over its trainable parameters."""
     params: Params = {k: p.detach() for k, p in model.named_parameters() if p.requires_grad}
     buffers: Params = {k: b.detach().clone() for k, b in model.named_buffers()}
-    network = Network(model, recognise(loss_fn), params, buffers, forward)
-    return evaluate_on(measure, network, batches, (seed, measure.name))
+    return Network(model, recognise(loss_fn), params, buffers, forward)

@@ -12,7 +12,7 @@ never above λ₁, and for an isolated one it is off by residual²/gap; v, and w
 residual/gap. Nothing is refused: where the residual is large, take more products.
 
 A training step takes 20, 35 and 75 plain ones with 5, 10 and 20 products, on a multi-layer perceptron
-784-512-256-10 at batch 128. On a small net the residual was 1e-3 λ₁ or less after 20 products, and 4 % after
+784-512-256-10 at batch 128. On a small net the residual was at most 2e-3 λ₁ after 20 products, and 4 % after
 10 at worst once it had been trained. To measure a data set use `top_eigenvalue`: it reads it in batches and
 stops on the residual.
 """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -39,6 +39,14 @@ def inverse(size: Tensor) -> Tensor:
 def axpy(alpha: Tensor | float, x: Params, y: Params) -> Params:
     """y + α x, out of place."""
     return {k: y[k] + alpha * x[k] for k in y}
+
+
+def mix(weights: Tensor, trees: Sequence[Params]) -> Params:
+    """Σ_k weights[k] · trees[k]."""
+    return {
+        name: torch.stack([w * tree[name] for w, tree in zip(weights.unbind(), trees, strict=True)]).sum(0)
+        for name in trees[0]
+    }
 
 
 def flatten(a: Params) -> Tensor:

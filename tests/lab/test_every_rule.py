@@ -8,7 +8,7 @@ import torch
 from flattrain.lab import catalog
 from flattrain.lab.compose import composed
 from flattrain.lab.run import Experiment
-from recipes import TINY, write
+from recipes import write
 
 PAIRED = {"obar", "nbar"}  # they name two parameters
 INERT = {"plain", "schedule"}

@@ -83,12 +83,14 @@ class StatefulRule:
     """A rule that remembers: `init(params)` is its memory before the first step.
 
     The memory is threaded through the steps beside the optimizer's state: tensors only, so that it can be
-    stacked over seeds and saved in checkpoints.
+    stacked over seeds and saved in checkpoints. `moved(θ, θ', memory)` is where the step ends, when the
+    optimizer went from θ to θ': for rules that act on the step itself, whatever the optimizer.
     """
 
     init: Callable[[Params], Memory]
     wrap: Callable[[GradFn], MindfulGradFn]
     draws: Callable[[Params, Batch], dict[str, Draw]] = lambda params, batch: {}
+    moved: Callable[[Params, Params, Memory], Params] = lambda before, after, memory: after
 
     def __call__(self, grad_fn: GradFn) -> MindfulGradFn:
         return self.wrap(grad_fn)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import oracles
 import torch
 
+from flattrain.core import trees
 from flattrain.core.functional import see
 from flattrain.core.losses import cross_entropy
 from flattrain.core.probes import draw, stream
+from flattrain.rules.compose import compose
 from flattrain.training.objective import Penalty, build, layers_of
-from flattrain.types import Batch
+from flattrain.types import Batch, Moment
 
 
 def value_of(measure, module, criterion, x, y, params=None, noise=None):
@@ -81,6 +83,47 @@ def rule_is_identity(rule, grad_fn, params, batch):
     ruled, _ = rule(grad_fn)(params, batch)
     for k in plain:
         torch.testing.assert_close(ruled[k], plain[k], rtol=0, atol=0)
+
+
+def drawn(rule, params, batch, *key):
+    """The batch with the noise that the rule wants."""
+    return batch._replace(noise=draw(rule.draws(params, batch), stream("law", *key), torch.float64))
+
+
+def rule_over_seeds_is_a_loop(rule, grad_fn, params, batch, seeds=3, steps=4, lr=0.1):
+    """Steps of seeds stacked under vmap, memory and all, are those of each seed alone; the rule does act."""
+    whole = compose([rule])
+
+    def step(params, batch, memory):
+        g, _, memory = whole(grad_fn)(params, batch, memory)
+        return whole.moved(params, trees.axpy(-lr, g, params), memory), memory
+
+    def start(seed):
+        return {k: v + 0.1 * seed for k, v in params.items()}
+
+    stacked = trees.stack([start(s) for s in range(seeds)])
+    memories = trees.stack([whole.init(start(s)) for s in range(seeds)])
+    alone = [(start(s), whole.init(start(s))) for s in range(seeds)]
+    plain = start(0)
+    for k in range(steps):
+        noises = [drawn(whole, params, batch, s, k).noise for s in range(seeds)]
+        many = Batch(
+            batch.x.expand(seeds, *batch.x.shape),
+            batch.y.expand(seeds, *batch.y.shape),
+            trees.stack(noises),
+            Moment(k),
+        )
+        stacked, memories = torch.func.vmap(step)(stacked, many, memories)
+        alone = [
+            step(theta, Batch(batch.x, batch.y, noise, Moment(k)), memory)
+            for (theta, memory), noise in zip(alone, noises, strict=True)
+        ]
+        plain = trees.axpy(-lr, grad_fn(plain, batch)[0], plain)
+    for s, (theta, memory) in enumerate(alone):
+        for mine, wanted in ((stacked, theta), (memories, memory)):
+            for name, value in wanted.items():
+                torch.testing.assert_close(mine[name][s], value, rtol=1e-9, atol=1e-12)
+    assert trees.norm(trees.axpy(-1, plain, alone[0][0])) > 1e-6
 
 
 def gradient_is_that_of(definition, measure, net, x, y, criterion=cross_entropy, noise=None):

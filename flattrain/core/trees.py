@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -53,6 +53,14 @@ def orthogonal(a: Params, b: Params) -> Params:
     along = inverse(norm(b))
     towards = {k: along * v for k, v in b.items()}  # of length 1, so that no square under- or overflows
     return axpy(-dot(a, towards), towards, a)
+
+
+def mix(weights: Tensor, trees: Sequence[Params]) -> Params:
+    """Σ_k weights[k] · trees[k]."""
+    return {
+        name: torch.stack([w * tree[name] for w, tree in zip(weights.unbind(), trees, strict=True)]).sum(0)
+        for name in trees[0]
+    }
 
 
 def flatten(a: Params) -> Tensor:

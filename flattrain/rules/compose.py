@@ -44,7 +44,13 @@ def compose(rules: Sequence[Rule | StatefulRule]) -> StatefulRule:
             for key, want in rule.draws(params, batch).items()
         }
 
-    return StatefulRule(init, wrap, draws)
+    def moved(before: Params, after: Params, memory: Memory) -> Params:
+        for k, rule in reversed(list(enumerate(rules))):
+            if isinstance(rule, StatefulRule):
+                after = rule.moved(before, after, _own(k, memory))
+        return after
+
+    return StatefulRule(init, wrap, draws, moved)
 
 
 def _around(inner: GradFn, k: int, rule: Rule | StatefulRule, kept: Memory) -> GradFn:

@@ -56,7 +56,10 @@ def stacked_trainer(
         grads, _, memory = whole(objective.gradient(extra))(params, batch, memory)
         return grads, memory
 
-    over_seeds, projected = vmap(gradient), vmap(project)
+    def settle(before: Params, after: Params, memory: Memory) -> Params:
+        return project(whole.moved(before, after, memory))
+
+    over_seeds, settled = vmap(gradient), vmap(settle)
     wanted = _wanted(objective, whole, seeds, batch_size)
     noises = [noise_of(wanted, seed, x.dtype) for seed in seeds.numbers]
 
@@ -69,8 +72,8 @@ def stacked_trainer(
             noise = trees.stack([noise_at(state.step + k) for noise_at in noises])
             batch = Batch(x[rows, pick], y[rows, pick], noise, Moment(state.step + k))
             grads, memory = over_seeds(params, buffers, batch, memory)
-            params, inner = optimizer.update(grads, inner, params)
-            params = projected(params)
+            after, inner = optimizer.update(grads, inner, params)
+            params = settled(params, after, memory)
         return State(stop, params, optimizer.pack(inner), memory)
 
     def init() -> State:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.cases import RATE, Group, Method, Problem, Work
-from flattrain.optim import SAM
+from flattrain.optim import ASAM, GSAM, SAM, WSAM, FriendlySAM, GradientNormPenalty, LookSAM, StableSAM
 
 RHO = 0.05
 SGD = {"lr": RATE, "momentum": 0.9}
@@ -39,9 +39,18 @@ def _work(p: Problem, step: Callable[[], object], units: int = 1) -> Work:
     return Work(step, value, units=units)
 
 
-def sam(p: Problem) -> Work:
-    optimizer, closure = SAM(p.net.parameters(), torch.optim.SGD, rho=RHO, **SGD), _closure(p)
-    return _work(p, lambda: optimizer.step(closure))
+def ours(kind: Any, units: int = 1, **settings: Any) -> Callable[[Problem], Work]:
+    def build(p: Problem) -> Work:
+        optimizer = kind(p.net.named_parameters(), torch.optim.SGD, rho=RHO, **settings, **SGD)
+        closure = _closure(p)
+
+        def step() -> None:
+            for _ in range(units):
+                optimizer.step(closure)
+
+        return _work(p, step, units)
+
+    return build
 
 
 def by_hand(p: Problem) -> Work:
@@ -110,12 +119,27 @@ def ported(name: str, units: int = 1, **settings: Any) -> Callable[[Problem], Wo
 
 
 PLAIN = (
-    Method("flattrain SAM", sam, check="reference"),
+    Method("flattrain SAM", ours(SAM), check="reference"),
     Method("two gradients by hand", by_hand),
     Method("widespread SAM", widespread),
     Method("pytorch_optimizer SAM", ported("SAM"), needs=PORT),
 )
+OTHERS = "its own convention"
+FAMILY = (
+    Method("flattrain LookSAM, k = 5", ours(LookSAM, 5, every=5), check="none"),
+    Method("pytorch_optimizer LookSAM, k = 5", ported("LookSAM", 5, k=5), PORT, "", "none", OTHERS),
+    Method("flattrain ASAM", ours(ASAM), check="none"),
+    Method("pytorch_optimizer adaptive SAM", ported("SAM", adaptive=True), PORT, "", "none", OTHERS),
+    Method("flattrain FriendlySAM", ours(FriendlySAM), check="none"),
+    Method("pytorch_optimizer FriendlySAM", ported("FriendlySAM"), PORT, "", "none", OTHERS),
+    Method("flattrain GSAM", ours(GSAM), check="none"),
+    Method("flattrain WSAM", ours(WSAM), check="none"),
+    Method("flattrain GradientNormPenalty", ours(GradientNormPenalty), check="none"),
+    Method("flattrain StableSAM", ours(StableSAM), check="none"),
+)
 GROUPS = (
-    Group("sam-mlp", "SAM: training step", "MLP", PLAIN),
+    Group("sam-mlp", "SAM: training step", "MLP", PLAIN, 1e-7),
     Group("sam-resnet", "SAM: training step", "BN-ResNet, train mode", PLAIN, 1e-6),
+    Group("family-mlp", "The SAM family: training step", "MLP", FAMILY),
+    Group("family-resnet", "The SAM family: training step", "BN-ResNet, train mode", FAMILY),
 )

@@ -44,8 +44,10 @@ def inverse(size: Tensor) -> Tensor:
 
 
 def axpy(alpha: Tensor | float, x: Params, y: Params) -> Params:
-    """y + α x, out of place."""
-    return {k: y[k] + alpha * x[k] for k in y}
+    """y + α x, out of place and without a tree for α x."""
+    if isinstance(alpha, Tensor):
+        return {k: torch.addcmul(v, x[k], alpha) for k, v in y.items()}
+    return {k: torch.add(v, x[k], alpha=alpha) for k, v in y.items()}
 
 
 def orthogonal(a: Params, b: Params) -> Params:

@@ -144,7 +144,7 @@ class TwoPassOptimizer(Optimizer):
         if not radius:
             return False
         if self.member.between is not None and number % self.member.every:
-            self._set(self.member.between(grads, self.memory))
+            self._set(self.member.between(grads, size, self.memory))
             return False
         if len(radius) < len(grads):
             size = length([grads[k] for k in radius])

@@ -34,14 +34,17 @@ def adaptive(
 ) -> TwoPass:
     """d = T² g / ‖T g‖, over all parameters together."""
 
-    def measured(name: str, p: Tensor, g: Tensor) -> Tensor:
+    def worth(name: str, p: Tensor) -> Tensor | None:
         if biases == "identity" and name.endswith("bias"):
-            return g
-        return g * (p.abs() + eta if scale == "elementwise" else p.norm() + eta)
+            return None
+        return p.abs().add_(eta) if scale == "elementwise" else p.norm() + eta
 
     def direction(params: Params, g: Params, size: Tensor, memory: Memory) -> tuple[Direction, Memory]:
-        once = {k: measured(k, params[k], v) for k, v in g.items()}
-        twice = {k: measured(k, params[k], v) for k, v in once.items()}
+        once, twice = {}, {}
+        for k, v in g.items():
+            t = worth(k, params[k])
+            once[k] = v if t is None else v * t
+            twice[k] = v if t is None else once[k] * t
         return Direction(twice, trees.inverse(trees.norm(once))), memory
 
     return TwoPass(direction)

@@ -13,6 +13,7 @@ g_s is parallel to g up to rounding there is no such direction, and 0 is kept, n
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from flattrain.core import trees
 from flattrain.ranges import Count, NonNegative, checked
@@ -33,8 +34,8 @@ def reused(*, alpha: NonNegative = 0.7, every: Count = 10) -> TwoPass:
         shrink = trees.inverse(torch.where(size > ROUNDING * torch.finfo(size.dtype).eps * whole, size, 0.0))
         return ascended, memory | {_kept(k): shrink * v for k, v in across.items()}
 
-    def between(g: Params, memory: Memory) -> Params:
-        return trees.axpy(alpha * trees.norm(g), {k: memory[_kept(k)] for k in g}, g)
+    def between(g: Params, size: Tensor, memory: Memory) -> Params:
+        return trees.axpy(alpha * size, {k: memory[_kept(k)] for k in g}, g)
 
     def init(params: Params) -> Memory:
         return {_kept(k): torch.zeros_like(v) for k, v in params.items()}

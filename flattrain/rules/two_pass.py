@@ -37,14 +37,14 @@ class TwoPass:
     direction : (θ, g, ‖g‖, memory) -> (d, memory). Zero where there is nowhere to ascend, never NaN.
     combine   : (g, g̃, memory) -> (gradient, memory); None where it is g̃, so that g need not be kept.
     every     : the second gradient is taken at every so many steps; in between, `between` stands for it.
-    between   : (g, memory) -> gradient.
+    between   : (g, ‖g‖, memory) -> gradient.
     init      : θ -> the memory before the first step.
     """
 
     direction: Callable[[Params, Params, Tensor, Memory], tuple[Direction, Memory]]
     combine: Callable[[Params, Params, Memory], tuple[Params, Memory]] | None = None
     every: int = 1
-    between: Callable[[Params, Memory], Params] | None = None
+    between: Callable[[Params, Tensor, Memory], Params] | None = None
     init: Callable[[Params], Memory] = nothing
 
 
@@ -58,7 +58,7 @@ def as_rule(member: TwoPass, rho: float) -> StatefulRule:
             if radius == 0:
                 return g, logs, memory
             if member.between is not None and batch.moment.step % member.every:
-                return member.between(g, memory), logs, memory
+                return member.between(g, trees.norm(g), memory), logs, memory
             direction, memory = member.direction(params, g, trees.norm(g), memory)
             there = trees.axpy(radius * direction.scale, direction.along, params)
             ascended, after = grad_fn(there, batch)

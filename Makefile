@@ -9,6 +9,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RECIPE ?= two_layer_relu
 READY = $(VENV)/.ready
+WITH_FRAMEWORKS = $(VENV)/.with_frameworks
 
 # Other packages that ask for torchvision, or for a torch of their own, and run without.
 PEERS = backpack-for-pytorch==1.7.1 nngeometry==0.4 laplace-torch==0.3 asdfghjkl==0.1a4 \
@@ -19,7 +20,7 @@ PEERS = backpack-for-pytorch==1.7.1 nngeometry==0.4 laplace-torch==0.3 asdfghjkl
 demo: $(READY)
 	$(VENV)/bin/python -m flattrain recipe=$(RECIPE)
 
-test: $(READY)
+test: $(WITH_FRAMEWORKS)
 	$(VENV)/bin/python -m pytest
 
 lint: $(READY)
@@ -39,6 +40,11 @@ bench: $(READY)
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	touch $@
+
+# The frameworks whose examples in docs/integrations.md are run: 190 MB, most of a minute.
+$(WITH_FRAMEWORKS): $(READY)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[integrations]' -c constraints.txt
 	touch $@
 
 clean:

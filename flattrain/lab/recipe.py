@@ -86,7 +86,7 @@ def read(name: str, raw: dict[str, Any]) -> Recipe:
     need("first_seed", raw["first_seed"], "Steps")
     need("jobs", raw["jobs"], "Steps")
     need_one_of("precision", raw["precision"], ("float32", "float64"))
-    need_one_of("backend", raw["backend"], ("auto", "stacked"))
+    need_one_of("backend", raw["backend"], ("auto", "stacked", "eager"))
     if not raw["arms"]:
         raise Refused("arms: a recipe needs at least one arm")
     for key, value in raw["train"].items():

@@ -19,6 +19,7 @@ from flattrain.problems.two_layer import LayerNormed, TwoLayer
 from flattrain.ranges import Refused
 from flattrain.rules.compose import compose
 from flattrain.training import fused, loop, objective
+from flattrain.training.compiled import too_few
 from flattrain.training.evaluate import chunks, contrast_on, evaluate
 from flattrain.training.objective import Penalty
 from flattrain.training.stacked import Seeds, stacked_trainer
@@ -83,6 +84,7 @@ class Experiment:
             spec["train"]["batch_size"],
             self.stacked,
             lambda params: self.model.project(self.module, params),
+            "as asked" if spec["backend"] == "eager" else too_few(spec["train"]["steps"]),
         )
 
     def stops(self) -> list[int]:
@@ -214,14 +216,15 @@ def check(spec: dict[str, Any], root: str | None) -> str:
 
     before anything is written. Returns a warning, or nothing.
     """
-    experiment = Experiment(spec | {"seeds": 1}, root)
+    last = min(spec["train"]["steps"], 1)  # so few that nothing is compiled
+    experiment = Experiment(spec | {"seeds": 1, "train": spec["train"] | {"steps": last}}, root)
     experiment.splits = [
         Split(s.train_x[:8], s.train_y[:8], s.test_x[:8], s.test_y[:8], s.outputs) for s in experiment.splits
     ]
     state = experiment.trainer.init()
-    experiment.measure(state._replace(step=spec["train"]["steps"]))
-    if spec["train"]["steps"]:
-        experiment.trainer.advance(state, 1)
+    experiment.measure(state._replace(step=last))
+    if last:
+        experiment.trainer.advance(state, last)
     if _fused_settings(spec) and fused.covers(experiment.module) and not fused.available():
         return (
             "numba is not installed, so batch-1 two-layer nets train some 400 times slower; "

@@ -20,8 +20,16 @@ from flattrain.lab.figures_spec import FigureSpec, read_figures
 from flattrain.lab.spec import TRAIN, cell_spec, need, need_one_of
 from flattrain.ranges import Refused, suggest
 
-ARM_KEYS = ("problem", "model", "rule", "penalties", "train", "precision", "grid")
-NAMED = ("dataset", "model", "rule")  # tables with exactly one name: another name replaces it
+ARM_KEYS = (
+    "problem", "model", "rule", "penalties", "train", "step_size", "average", "precision", "grid"
+)  # fmt: skip
+NAMED = (
+    "dataset",
+    "model",
+    "rule",
+    "step_size",
+    "average",
+)  # tables with exactly one name: another name replaces it
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ be compiled runs eagerly, what cannot be stacked one seed after the other, and `
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -19,11 +20,13 @@ from torch.utils import _pytree as pytree
 from flattrain.core import trees
 from flattrain.ranges import Refused
 from flattrain.rules.compose import compose
-from flattrain.training import compiled
+from flattrain.training import averaging, compiled
+from flattrain.training.averaging import Average
 from flattrain.training.batches import indices, next_stop, noise_of
 from flattrain.training.compiled import NotCompiled, Step, Steps, Timeless
 from flattrain.training.objective import Objective
 from flattrain.training.optimizers import Build
+from flattrain.training.step_sizes import StepSize, along, guard_line, unmoved
 from flattrain.training.trainer import State, Trainer
 from flattrain.types import Batch, Draw, Memory, Moment, Params, Rule, StatefulRule
 
@@ -65,6 +68,7 @@ class Chance(NamedTuple):
 
     pick: tuple[Tensor, ...]
     noise: dict[str, Tensor]
+    share: tuple[Tensor, ...]  # that the average gives to the new weights
     moment: Moment
 
 
@@ -76,21 +80,24 @@ def stacked_trainer(
     seeds: Seeds,
     project: Callable[[Params], Params] = lambda params: params,
     eager: str | None = "not asked to compile",
+    step_size: StepSize | None = None,
+    average: Average | None = None,
 ) -> Trainer:
     """Train all seeds together, step by step; `project` maps a seed's parameters after each of them.
 
-    eager : why the steps are not to be compiled; None compiles them where that can be done.
+    eager     : why the steps are not to be compiled; None compiles them where that can be done.
+    step_size : what the optimizer's update is multiplied by; None: by 1.
+    average   : of the weights, kept beside them; see `training.averaging`.
     """
     _need_fixed_buffers(objective)
+    if step_size is not None:
+        guard_line(objective, step_size)
     whole = compose([rule]) if isinstance(rule, Rule) else rule
     optimizer = build_optimizer()
 
     def gradient(params: Params, memory: Memory, batch: Batch, buffers: Params) -> tuple[Params, Memory]:
-        grads, _, memory = whole(objective.gradient(buffers))(params, batch, memory)
-        return grads, memory
-
-    def settle(before: Params, after: Params, memory: Memory) -> Params:
-        return project(whole.moved(before, after, memory))
+        grads, _, after = whole(objective.gradient(buffers))(params, batch, memory)
+        return grads, memory | after
 
     def step_by(over_seeds: OverSeeds) -> Step:
         def step(now: Now, data: Data, chance: Chance) -> Now:
@@ -98,14 +105,24 @@ def stacked_trainer(
             grads, memory = over_seeds(gradient)(now.params, now.memory, batch, data.buffers)
             inner = optimizer.unpack(now.optimizer, now.params)
             after, inner = optimizer.update(grads, inner, now.params)
-            params = over_seeds(settle)(now.params, after, memory)
+            params = over_seeds(whole.moved)(now.params, after, memory)
+            if step_size is not None:
+                scaled = over_seeds(partial(along, objective, step_size))
+                params, memory = scaled(now.params, params, memory, batch, data.buffers)
+            params = over_seeds(project)(params)
+            if average is not None:
+                memory = averaging.move(memory, params, chance.share[0])
             return Now(params, optimizer.pack(inner), memory)
 
         return step
 
     stacked = trees.stack(list(seeds.params))
-    memories = trees.stack([whole.init(params) for params in seeds.params])
-    start = Now(stacked, optimizer.pack(optimizer.init(stacked)), memories)
+    memory = trees.stack([whole.init(params) for params in seeds.params])
+    if step_size is not None:
+        memory |= unmoved(step_size, stacked)
+    if average is not None:
+        memory |= averaging.begin(stacked)
+    start = Now(stacked, optimizer.pack(optimizer.init(stacked)), memory)
     data = Data(torch.stack(list(seeds.x)), torch.stack(list(seeds.y)), trees.stack(list(seeds.buffers)))
     count, examples = data.x.shape[:2]
     wanted = _wanted(objective, whole, seeds, batch_size)
@@ -115,7 +132,8 @@ def stacked_trainer(
         picks = [indices(seeds.numbers[k], examples, batch_size, begin, stop) for k in group]
         for number, pick in enumerate(torch.stack(picks, 1), start=begin):
             noise = trees.stack([noises[k](number) for k in group])
-            yield Chance((pick,) if batch_size < examples else (), noise, Moment(number))
+            share = () if average is None else (torch.tensor(average(number + 1), dtype=data.x.dtype),)
+            yield Chance((pick,) if batch_size < examples else (), noise, share, Moment(number))
 
     chance = next(chances(list(range(count)), 0, 1))
     steps, groups, backend = _path(step_by, start, data, chance, eager)
@@ -130,7 +148,7 @@ def stacked_trainer(
         ]
         return State(stop, *(done[0] if len(done) == 1 else _join(done, count)))
 
-    return Trainer(lambda: State(0, *start), advance, backend)
+    return Trainer(lambda: State(0, *start), advance, backend + (", weights averaged" if average else ""))
 
 
 def _path(

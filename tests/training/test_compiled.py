@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
 import torch
+from small import close, compiler, same, seeds_of, train, trainer
 from torch import nn
 
-from flattrain.core.losses import cross_entropy, squared_error
+from flattrain.core.losses import squared_error
 from flattrain.core.probes import stream
-from flattrain.problems.digits import digits
-from flattrain.problems.networks import mlp
 from flattrain.problems.parity import parity
 from flattrain.problems.two_layer import two_layer
 from flattrain.ranges import Refused
@@ -26,58 +23,19 @@ from flattrain.training.objective import build
 from flattrain.training.optimizers import adam, sgd
 from flattrain.training.stacked import Seeds, stacked_trainer
 
-compiler = pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
-
-
-def trainer(rule, make=lambda: sgd(lr=0.1), batch_size=10, numbers=(1, 2, 3), eager=None):
-    """A small net on digits."""
-    model, dataset = mlp(widths=(8,)), digits(train=60, test=20)
-    splits = [dataset(s) for s in numbers]
-    module = model.build(splits[0]).double()
-    seeds = Seeds(
-        numbers,
-        [s.train_x.double() for s in splits],
-        [s.train_y for s in splits],
-        [
-            {k: v.double() for k, v in model.start(module, s, stream(n)).items()}
-            for n, s in zip(numbers, splits, strict=True)
-        ],
-        [{} for _ in numbers],
-    )
-    return stacked_trainer(build(module, cross_entropy, []), rule, make(), batch_size, seeds, eager=eager)
-
-
-def train(trainer, *stops):
-    state = trainer.init()
-    for stop in stops:
-        while state.step < stop:
-            state = trainer.advance(state, stop)
-    return state
-
-
-def close(a, b):
-    for k in a.params:
-        torch.testing.assert_close(a.params[k], b.params[k], rtol=1e-9, atol=1e-12)
-
-
-def same(a, b):
-    everything = [*zip(a.params.values(), b.params.values(), strict=True)]
-    everything += [*zip(a.optimizer, b.optimizer, strict=True)]
-    assert all(torch.equal(x, y) for x, y in everything)
-
 
 @compiler
 def test_compiled_is_eager_to_rounding_in_groups_or_not_and_repeats_itself(monkeypatch):
     def momentum():
         return sgd(lr=0.1, momentum=0.9, weight_decay=0.01)
 
-    slow, fast = trainer(sam(rho=0.1), momentum, eager="to compare"), trainer(sam(rho=0.1), momentum)
+    slow, fast = (trainer(sam(rho=0.1), momentum, eager=e) for e in ("to compare", None))
     assert slow.backend.endswith("vmap, eager: to compare") and fast.backend.endswith("vmap, compiled")
     whole = train(fast, 60)
     close(train(slow, 60), whole)
-    same(whole, train(trainer(sam(rho=0.1), momentum), 7, 33, 60))
+    same(whole, train(trainer(sam(rho=0.1), momentum, eager=None), 7, 33, 60))
     monkeypatch.setattr(compiled, "NUMBERS_AT_ONCE", 2 * 640)
-    grouped = trainer(sam(rho=0.1), momentum)
+    grouped = trainer(sam(rho=0.1), momentum, eager=None)
     assert grouped.backend.endswith("compiled, 2 at a time")
     close(train(slow, 60), train(grouped, 60))
     same(train(grouped, 60), train(grouped, 11, 60))
@@ -112,9 +70,9 @@ def test_the_seeds_of_a_group_are_even_and_the_last_group_is_filled():
 
 def test_without_a_compiler_it_says_so_and_trains(monkeypatch):
     monkeypatch.setattr(compiled.shutil, "which", lambda name: None)
-    made = trainer(plain())
+    made = trainer(plain(), eager=None)
     assert "vmap, eager: no C++ compiler" in made.backend
-    same(train(made, 20), train(trainer(plain(), eager="to compare"), 20))
+    same(train(made, 20), train(trainer(plain()), 20))
 
 
 def test_what_the_compiler_cannot_do_is_done_eagerly(monkeypatch):
@@ -123,14 +81,14 @@ def test_what_the_compiler_cannot_do_is_done_eagerly(monkeypatch):
 
     monkeypatch.setattr(torch._inductor, "compile", fail)
     monkeypatch.setattr(compiled.shutil, "which", lambda name: name)
-    assert trainer(plain()).backend.endswith("eager: RuntimeError: no such lowering")
+    assert trainer(plain(), eager=None).backend.endswith("eager: RuntimeError: no such lowering")
 
 
 def test_a_rule_that_reads_the_number_of_the_step_stays_eager(monkeypatch):
     monkeypatch.setattr(compiled.shutil, "which", lambda name: name)
-    late = trainer(compose([schedule(start=5, before=0.0), sam(rho=0.1)]))
+    late = trainer(compose([schedule(start=5, before=0.0), sam(rho=0.1)]), eager=None)
     assert late.backend.endswith("eager: the rule reads the number of the step")
-    plainly = trainer(plain(), eager="to compare")
+    plainly = trainer(plain())
     same(train(late, 5), train(plainly, 5))
     assert not torch.equal(train(late, 6).params["head.weight"], train(plainly, 6).params["head.weight"])
 
@@ -145,12 +103,6 @@ class Branching(nn.Module):
     def forward(self, x):
         z = self.head(x)
         return z if z.detach().sum() > 0 else 2 * z
-
-
-def seeds_of(module):
-    starts = [{k: p.detach() * factor for k, p in module.named_parameters()} for factor in (1.0, -1.0)]
-    x = torch.randn(6, 4, generator=stream(0))
-    return Seeds([0, 1], [x, x], [x.sum(1)] * 2, starts, [{}, {}])
 
 
 def test_what_cannot_be_stacked_runs_one_seed_after_the_other():

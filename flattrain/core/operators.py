@@ -3,6 +3,7 @@
     hessian     H v = Σ_b (n_b / n) ∇²L_b v        (Pearlmutter 1994)
     block       the rows and columns of some parameters
     adaptive    D H D,  D = diag |θ|               (Kwon et al. 2021)
+    averaged    Σ_r (n_r / n) A_r                  over the processes r of torch.distributed
 
 Batches are weighted by their counts, whatever their sizes (by their mass, where the loss has class weights),
 and must come in the same order in every pass. A single batch is run once and its graph kept for all
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flattrain.core.trees import flatten, unflatten
@@ -134,6 +135,28 @@ def adaptive(operator: Operator, params: Params) -> Operator:
     return Operator(
         lambda v: scale.to(v) * operator(scale.to(v) * v), operator.sizes, operator.dtype, operator.device
     )
+
+
+def averaged(operator: Operator, examples: float, group: distributed.ProcessGroup | None = None) -> Operator:
+    """Σ_r (n_r / n) A_r over the processes r, each of which has A_r on the n_r `examples` it holds.
+
+    All processes ask for the same products, one by one: give their generators the same seed.
+    """
+    total = torch.tensor(float(examples), dtype=torch.float64, device=operator.device)
+    distributed.all_reduce(total, group=group)
+    share = examples / float(total)
+
+    def matvec(vector: Tensor) -> Tensor:
+        mark = vector.sum()  # travels along, to tell vectors apart
+        out = share * torch.cat([operator(vector), mark.reshape(1)])
+        distributed.all_reduce(out, group=group)
+        if not (out[-1] - mark).abs() <= 1e-2 * vector.norm():
+            raise Refused(
+                "averaged: the processes multiply different vectors; give their generators one seed"
+            )
+        return out[:-1]
+
+    return Operator(matvec, operator.sizes, operator.dtype, operator.device)
 
 
 def to_scipy(operator: Operator) -> Any:

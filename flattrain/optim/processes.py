@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal
 
 import torch
-from torch import distributed
+from torch import distributed, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from flattrain.ranges import Refused
 from flattrain.rules.two_pass import TwoPass
+from flattrain.types import Params
 
 Perturbation = Literal["global", "local"]
 
@@ -36,9 +39,44 @@ class Processes:
             )
         self.ddp = ddp if perturbation == "local" else None
 
-    def first_pass(self) -> AbstractContextManager[None]:
+    def first_pass(self, ascends: bool) -> AbstractContextManager[None]:
         """Forward *and* backward belong inside: no_sync around backward alone still averages."""
-        return nullcontext() if self.ddp is None else self.ddp.no_sync()
+        return self.ddp.no_sync() if self.ddp is not None and ascends else nullcontext()
+
+    @contextmanager
+    def averaging(self) -> Iterator[None]:
+        """Refuse a forward pass in DistributedDataParallel under somebody's no_sync.
+
+        `backward` takes .grad away before each pass, and with it what would have been averaged later.
+        """
+
+        def look(module: nn.Module, inputs: object = None) -> None:
+            if torch.compiler.is_compiling():
+                return
+            if isinstance(module, DistributedDataParallel) and not module.require_backward_grad_sync:
+                raise Refused(
+                    "backward(closure) under no_sync() would let the processes drift apart; average at every "
+                    "micro-batch (accelerate: sync_each_batch=True), or loop over them inside the closure"
+                )
+
+        if self.ddp is not None:
+            look(self.ddp)
+        several = distributed.is_available() and distributed.is_initialized()
+        handle = register_module_forward_pre_hook(look) if several and self.ddp is None else None
+        try:
+            yield
+        finally:
+            if handle is not None:
+                handle.remove()
+
+    def gradients(self, params: Params) -> Params:
+        """The gradients there are. A process that ascends alone takes 0 for those it lacks and others have:
+
+        the second pass averages them, so no process may leave it out.
+        """
+        if self.ddp is None:
+            return {k: p.grad for k, p in params.items() if p.grad is not None}
+        return {k: torch.zeros_like(p) if p.grad is None else p.grad for k, p in params.items()}
 
     def agree(self, finite: bool) -> bool:
         """Whether it was finite everywhere: one process that skips the second pass would hang the others."""

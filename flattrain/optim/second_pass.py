@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -13,27 +15,55 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 Undo = Callable[[], None]
 
 
-def keep_statistics() -> Undo:
+def keep_statistics(params: Sequence[Tensor], watched: Sequence[nn.Module] = ()) -> Undo:
     """From here until the returned function is called, normalisations move no running statistics for good.
 
-    Whatever normalisation layer runs in between is found as it runs, so no model has to be named.
+    Where no model is `watched`, models are found as they are called: all normalisations of the outermost
+    module, since those inside of a compiled one run unseen. A model that is called inside of compiled code
+    is not found; there is a warning then.
     """
-    saved: dict[int, tuple[nn.Module, list[Tensor]]] = {}
+    saved: list[tuple[nn.Module, list[Tensor]]] = []
+    known: set[nn.Module] = set()
 
-    def before(module: nn.Module, inputs: object) -> None:
-        if isinstance(module, _NormBase) and module.training and id(module) not in saved:
-            saved[id(module)] = (module, [b.clone() for b in module.buffers(recurse=False)])
+    def keep(module: nn.Module, inputs: object = None) -> None:
+        if torch.compiler.is_compiling() or module in known:
+            return
+        for part in module.modules():
+            if part not in known and isinstance(part, _NormBase) and part.training:
+                saved.append((part, [b.clone() for b in part.buffers(recurse=False)]))
+            known.add(part)
 
-    handle = register_module_forward_pre_hook(before)
+    for module in watched:
+        keep(module)
+    handle = None if watched else register_module_forward_pre_hook(keep)
 
     def undo() -> None:
-        handle.remove()
+        if handle is not None:
+            handle.remove()
         with torch.no_grad():
-            for module, values in saved.values():
+            for module, values in saved:
                 for buffer, value in zip(module.buffers(recurse=False), values, strict=True):
                     buffer.copy_(value)
+        ran = handle is not None and any(p.grad is not None for p in params)
+        if ran and _compiled() and not _has(known, params):
+            warnings.warn(
+                "the second pass called no module with these parameters outside of compiled code; if the "
+                "model has BatchNorm, name it with optimizer.watch(model), or its statistics move twice",
+                stacklevel=2,
+            )
 
     return undo
+
+
+def _compiled() -> bool:
+    """Whether torch.compile has compiled anything."""
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    return dynamo is not None and dynamo.counters["stats"].get("unique_graphs", 0) > 0
+
+
+def _has(modules: Iterable[nn.Module], params: Iterable[Tensor]) -> bool:
+    wanted = {id(p) for p in params}
+    return any(id(p) in wanted for module in modules for p in module.parameters(recurse=False))
 
 
 class Randomness:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import LBFGS, Optimizer
 
-from flattrain.optim.displacement import Displacement, length
+from flattrain.optim.displacement import Displacement
+from flattrain.optim.gradients import own, spend, unspent
+from flattrain.optim.groups import each, gradients, named, radii
 from flattrain.optim.processes import Perturbation, Processes
 from flattrain.optim.second_pass import Randomness, Undo, keep_statistics
+from flattrain.optim.sharded import length
 from flattrain.ranges import Refused, refusal
 from flattrain.rules.sam import SAM, USAM
 from flattrain.rules.two_pass import TwoPass, nothing
@@ -25,7 +28,7 @@ Parameters = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str
 
 # What copies of an optimizer carry beside what torch's own do.
 _OWN = ["base", "member", "processes", "steps", "memory", "_stage", "_second_due", "_loss_scale"]
-_OWN += ["_first", "_displacement", "_statistics"]
+_OWN += ["_first", "_displacement", "_statistics", "_watched"]
 
 
 class TwoPassOptimizer(Optimizer):
@@ -84,6 +87,7 @@ class TwoPassOptimizer(Optimizer):
         self._first: Params = {}
         self._displacement = Displacement()
         self._statistics: Undo | None = None
+        self._watched: list[nn.Module] = []
         self.base = base_optimizer(groups, **base)
         super().__init__(self.base.param_groups, {**self.base.defaults, "rho": rho})
         self._share()
@@ -95,19 +99,27 @@ class TwoPassOptimizer(Optimizer):
         """
         loss = None
         if closure is not None:
+            if unspent(gradients(self.param_groups)):
+                raise self._refused(
+                    "step(closure) would throw away gradients of an earlier backward(); call zero_grad() "
+                    "first, or accumulate with backward(closure) and then step()"
+                )
             self._clear()
             loss = self._both_passes(closure, scaler)
             if scaler is not None:
                 scaler.unscale_(self)
-        if self._stage != "ready":
+        grads = gradients(self.param_groups)
+        size = float(length(grads)) if grads else math.nan
+        # A gradient of zero is the same in both passes; with it, torch's checkpoints create states.
+        if self._stage != "ready" and not (self._stage == "idle" and size == 0):
             raise self._refused(
                 "step has no gradient of two passes; use step(closure), or take the gradient with "
                 "backward(closure) in place of loss.backward()"
             )
         self._stage = "idle"
-        grads = [p.grad for p in self._each() if p.grad is not None]
-        if grads and math.isfinite(length(grads)):
+        if math.isfinite(size):
             self.base.step()
+        spend(grads)
         return loss
 
     def backward(self, closure: Closure, *, scaler: GradScaler | None = None) -> Any:
@@ -115,9 +127,10 @@ class TwoPassOptimizer(Optimizer):
 
         The closure computes the loss, calls backward() and returns the loss; it must not clear gradients.
         """
-        before = [(p, p.grad) for p in self._each() if p.grad is not None]
+        before = [(p, own(p.grad)) for p in each(self.param_groups) if p.grad is not None]
         self._clear()
-        loss = self._both_passes(closure, scaler)
+        with self.processes.averaging():
+            loss = self._both_passes(closure, scaler)
         for p, g in before:
             p.grad = g if p.grad is None else g + p.grad
         return loss
@@ -129,18 +142,19 @@ class TwoPassOptimizer(Optimizer):
             raise self._refused("ascend was called twice; call descend() or restore() in between")
         self._stage, self._second_due = "ascended", False
         self._loss_scale = 1.0 if scaler is None else scaler.get_scale()
-        params, number = self._parameters(), self.steps
+        params, number = named(self.param_groups), self.steps
         self.steps += 1
-        grads = {k: self._unscaled(p.grad) for k, p in params.items() if p.grad is not None}
+        grads = {k: self._unscaled(g) for k, g in self.processes.gradients(params).items()}
         if not grads:
             return False
         size = length(list(grads.values()))
         if not self.processes.agree(math.isfinite(size)):
-            next(p.grad for p in params.values() if p.grad is not None).fill_(math.nan)  # on every process
+            spoilt = next(p for p in params.values() if p.requires_grad)
+            spoilt.grad = torch.full_like(spoilt, math.nan)  # on every process
             return False
         if not self.memory and self.member.init is not nothing:
             self.memory = self.member.init({k: p.detach() for k, p in params.items()})
-        radius = {k: rho for k, rho in self._radii().items() if rho > 0 and k in grads}
+        radius = {k: rho for k, rho in radii(self.param_groups).items() if rho > 0 and k in grads}
         if not radius:
             return False
         if self.member.between is not None and number % self.member.every:
@@ -153,9 +167,9 @@ class TwoPassOptimizer(Optimizer):
             raise self._refused("sparse gradients are taken by SAM and USAM only; use sparse=False")
         direction, memory = self.member.direction({k: params[k] for k in radius}, along, size, self.memory)
         self.memory = {**self.memory, **memory}
-        self._first = grads if self.member.combine else {}
+        self._first = {k: own(g) for k, g in grads.items()} if self.member.combine else {}
         self._displacement.move(params, direction, radius)
-        self._statistics = keep_statistics()
+        self._statistics = keep_statistics(list(params.values()), self._watched)
         self._clear()
         self._second_due = True
         return True
@@ -167,7 +181,7 @@ class TwoPassOptimizer(Optimizer):
             raise self._refused("descend and restore come after ascend()")
         self._put_back()
         if self._second_due and self.member.combine is not None:
-            params = self._parameters()
+            params = named(self.param_groups)
             second = {k: self._unscaled(p.grad) for k, p in params.items() if p.grad is not None}
             both = {**self._first, **second}  # a gradient of None is one of zero
             first = {k: self._first.get(k, torch.zeros_like(g)) for k, g in both.items()}
@@ -182,6 +196,14 @@ class TwoPassOptimizer(Optimizer):
         """The base optimizer's step with the rule's gradient, from the weights before `ascend`."""
         self.restore()
         self.step()
+
+    def watch(self, model: nn.Module) -> None:
+        """Name a model whose running statistics the second pass must leave alone.
+
+        Models are found as they are called, but for those that run inside of compiled code: in a compiled
+        function, or after `model.compile()`. When one is named, all with BatchNorm must be.
+        """
+        self._watched.append(model)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         if any(param_group is group for group in self.base.param_groups):
@@ -215,12 +237,16 @@ class TwoPassOptimizer(Optimizer):
         self._share()
 
     def _both_passes(self, closure: Closure, scaler: GradScaler | None) -> Any:
-        randomness = Randomness(self._each())
-        with torch.enable_grad(), self.processes.first_pass():
+        randomness = Randomness(each(self.param_groups))
+        ascends = any(rho > 0 for rho in radii(self.param_groups).values())
+        with torch.enable_grad(), self.processes.first_pass(ascends):
             loss = closure()
-        due = self.ascend(scaler=scaler)
+        if not gradients(self.param_groups) and self.processes.ddp is None:
+            raise self._refused(
+                "the closure left no gradient; it must call backward(), and FSDP must average every pass"
+            )
         try:
-            if due:
+            if self.ascend(scaler=scaler):
                 with torch.enable_grad(), randomness.again():
                     closure()
         except BaseException:
@@ -236,22 +262,12 @@ class TwoPassOptimizer(Optimizer):
             self._statistics()
             self._statistics = None
 
-    def _each(self) -> Iterator[Tensor]:
-        return (p for group in self.param_groups for p in group["params"])
-
-    def _parameters(self) -> Params:
-        groups = enumerate(self.param_groups)
-        return {f"{i}.{name}": p for i, g in groups for name, p in zip(_names(g), g["params"], strict=True)}
-
-    def _radii(self) -> dict[str, float]:
-        return {f"{i}.{name}": g["rho"] for i, g in enumerate(self.param_groups) for name in _names(g)}
-
     def _clear(self) -> None:
-        for p in self._each():
+        for p in each(self.param_groups):
             p.grad = None
 
     def _set(self, grads: Params) -> None:
-        params = self._parameters()
+        params = named(self.param_groups)
         for key, g in grads.items():
             params[key].grad = g if self._loss_scale == 1 else g * self._loss_scale
 
@@ -271,8 +287,3 @@ class TwoPassOptimizer(Optimizer):
 
     def _refused(self, why: str) -> Refused:
         return Refused(f"{type(self).__name__}: {why}")
-
-
-def _names(group: dict[str, Any]) -> list[str]:
-    """Those of `model.named_parameters()` where the optimizer was given them, else numbers."""
-    return list(group.get("param_names") or map(str, range(len(group["params"]))))

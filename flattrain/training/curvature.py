@@ -14,13 +14,14 @@ from functools import partial
 from typing import Any, Literal
 
 from torch import Generator, Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from flattrain.core.fisher import fisher, gauss_newton
 from flattrain.core.functional import Forward, call, outputs_at
 from flattrain.core.losses import mass, recognise
 from flattrain.core.operators import Batches, hessian
 from flattrain.core.untouched import untouched
-from flattrain.ranges import checked
+from flattrain.ranges import Refused, checked
 from flattrain.types import Loss, Operator, Params
 
 
@@ -41,6 +42,13 @@ def curvature(
     kind    : "type-2", "mc" and "empirical" are Fisher matrices, see `core.fisher`; "mc" draws its labels
               from `generator`.
     """
+    if isinstance(model, DistributedDataParallel | DataParallel):
+        raise Refused(
+            f"curvature: {type(model).__name__} averages gradients, not products; pass model.module, and "
+            "core.operators.averaged(operator, examples) for the average over processes"
+        )
+    if any(hasattr(p, "full_tensor") for p in model.parameters()):
+        raise Refused("curvature: the parameters are sharded; pass a whole model with their full_tensor()")
     criterion = recognise(loss_fn)
     params: Params = {k: p.detach().clone() for k, p in model.named_parameters() if p.requires_grad}
     buffers: Params = {k: b.detach().clone() for k, b in model.named_buffers()}

@@ -165,6 +165,27 @@ def test_backward_adds_to_the_gradient_like_a_losss_own():
     close([p.grad for p in net.parameters()], [a + b for a, b in zip(*found, strict=True)], 1e-14)
 
 
+def test_a_step_does_not_throw_away_what_was_accumulated():
+    net, (x, y) = oracles.small_net(), oracles.data()
+    optimizer = SAM(net.parameters(), torch.optim.SGD, rho=0.2, lr=0.1)
+    closure = closure_for(net, x, y)
+    for _ in range(2):  # gradients that a step has used may be left where they are
+        optimizer.step(closure)
+    optimizer.zero_grad(set_to_none=False)
+    optimizer.step(closure)
+    optimizer.zero_grad()
+    closure()  # as frameworks do, which accumulate over micro-batches and give the last one to step
+    with pytest.raises(Refused, match=r"would throw away gradients of an earlier backward"):
+        optimizer.step(closure)
+    optimizer.zero_grad()
+    optimizer.backward(closure)
+    with pytest.raises(Refused, match=r"would throw away gradients of an earlier backward"):
+        optimizer.step(closure)
+    optimizer.step()
+    with pytest.raises(Refused, match=r"the closure left no gradient; it must call backward"):
+        optimizer.step(lambda: F.cross_entropy(net(x), y))
+
+
 def test_the_direction_is_that_of_the_groups_that_ascend():
     net, (x, y) = oracles.small_net(), oracles.data()
     groups = [{"params": net.hidden1.parameters(), "rho": 0.0}, {"params": net.head.parameters()}]

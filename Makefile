@@ -35,6 +35,7 @@ bench: $(READY)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(PEERS)
 	$(VENV)/bin/python -m benchmarks.steps
 	$(VENV)/bin/python -m benchmarks.kernel
+	$(VENV)/bin/python -m benchmarks.seeds --write
 	$(VENV)/bin/python -m benchmarks.curvature --memory --write
 
 $(READY): pyproject.toml constraints.txt

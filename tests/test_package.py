@@ -94,7 +94,16 @@ def test_importing_the_package_costs_nothing_and_wandb_only_when_used():
 
 
 @pytest.mark.parametrize(
-    "registry", [catalog.DATASETS, catalog.MODELS, catalog.OPTIMIZERS, catalog.RULES, catalog.MEASURES]
+    "registry",
+    [
+        catalog.DATASETS,
+        catalog.MODELS,
+        catalog.OPTIMIZERS,
+        catalog.STEP_SIZES,
+        catalog.AVERAGES,
+        catalog.RULES,
+        catalog.MEASURES,
+    ],
 )
 def test_the_schema_read_from_source_is_the_builders_signature(registry):
     import importlib

@@ -34,6 +34,15 @@ OPTIMIZERS = {
     "adam": "training.optimizers:adam",
     "adamw": "training.optimizers:adamw",
 }
+STEP_SIZES = {
+    "cdat": "training.step_sizes:cdat",
+    "armijo": "training.step_sizes:armijo",
+    "polyak": "training.step_sizes:polyak",
+}
+AVERAGES = {
+    "ema": "training.averaging:ema",
+    "swa": "training.averaging:swa",
+}
 RULES = {
     "plain": "rules.plain:plain",
     "sam": "rules.sam:sam",

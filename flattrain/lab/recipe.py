@@ -20,8 +20,16 @@ from flattrain.lab.figures_spec import FigureSpec, read_figures
 from flattrain.lab.spec import TRAIN, cell_spec, need, need_one_of
 from flattrain.ranges import Refused, suggest
 
-ARM_KEYS = ("problem", "model", "rule", "penalties", "train", "precision", "grid")
-NAMED = ("dataset", "model", "rule")  # tables with exactly one name: another name replaces it
+ARM_KEYS = (
+    "problem", "model", "rule", "penalties", "train", "step_size", "average", "precision", "grid"
+)  # fmt: skip
+NAMED = (
+    "dataset",
+    "model",
+    "rule",
+    "step_size",
+    "average",
+)  # tables with exactly one name: another name replaces it
 
 
 @dataclass(frozen=True)
@@ -86,7 +94,7 @@ def read(name: str, raw: dict[str, Any]) -> Recipe:
     need("first_seed", raw["first_seed"], "Steps")
     need("jobs", raw["jobs"], "Steps")
     need_one_of("precision", raw["precision"], ("float32", "float64"))
-    need_one_of("backend", raw["backend"], ("auto", "stacked"))
+    need_one_of("backend", raw["backend"], ("auto", "stacked", "eager"))
     if not raw["arms"]:
         raise Refused("arms: a recipe needs at least one arm")
     for key, value in raw["train"].items():

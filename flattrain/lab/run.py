@@ -19,6 +19,8 @@ from flattrain.problems.two_layer import LayerNormed, TwoLayer
 from flattrain.ranges import Refused
 from flattrain.rules.compose import compose
 from flattrain.training import fused, loop, objective
+from flattrain.training.averaging import averaged
+from flattrain.training.compiled import too_few
 from flattrain.training.evaluate import chunks, contrast_on, evaluate
 from flattrain.training.objective import Penalty
 from flattrain.training.stacked import Seeds, stacked_trainer
@@ -83,6 +85,9 @@ class Experiment:
             spec["train"]["batch_size"],
             self.stacked,
             lambda params: self.model.project(self.module, params),
+            eager="as asked" if spec["backend"] == "eager" else too_few(spec["train"]["steps"]),
+            step_size=_built(catalog.STEP_SIZES, spec["step_size"]),
+            average=_built(catalog.AVERAGES, spec["average"]),
         )
 
     def stops(self) -> list[int]:
@@ -100,11 +105,12 @@ class Experiment:
         return choice.name, catalog.build(choice, probes=PROBES, clamp=clamp)
 
     def measure(self, state: State) -> loop.Rows:
-        """One row per seed and quantity."""
+        """One row per seed and quantity, at the averaged weights where they are averaged."""
         rows: loop.Rows = []
+        weights = averaged(state)
         wanted = self.measures(state.step == self.spec["train"]["steps"])
         for k, (seed, split) in enumerate(zip(self.seeds, self.splits, strict=True)):
-            params = trees.pick(state.params, k)
+            params = trees.pick(weights, k)
             network = Network(self.module, self.criterion, params, self.stacked.buffers[k])
             for name, measure in wanted.items():
                 found = _estimate(measure, network, split, name, (seed, state.step))
@@ -173,6 +179,10 @@ def _build(registry: dict[str, str], spec: Any, **context: Any) -> Any:
     return catalog.build(catalog.choose(registry, spec, "cell"), **context)
 
 
+def _built(registry: dict[str, str], spec: Any) -> Any:
+    return None if spec is None else _build(registry, spec)
+
+
 def _need_targets(spec: dict[str, Any], real: bool) -> None:
     if (spec["loss"] == "cross_entropy") == real:
         needs, gives = ("class labels", "real targets") if real else ("real targets", "class labels")
@@ -197,6 +207,8 @@ def _fused_settings(spec: dict[str, Any]) -> fused.Settings | None:
         and spec["train"]["batch_size"] == 1
         and spec["loss"] == "squared_error"
         and not spec["penalties"]
+        and not spec["step_size"]
+        and not spec["average"]
     ):
         return None
     lr = options["lr"]
@@ -214,14 +226,15 @@ def check(spec: dict[str, Any], root: str | None) -> str:
 
     before anything is written. Returns a warning, or nothing.
     """
-    experiment = Experiment(spec | {"seeds": 1}, root)
+    last = min(spec["train"]["steps"], 1)  # so few that nothing is compiled
+    experiment = Experiment(spec | {"seeds": 1, "train": spec["train"] | {"steps": last}}, root)
     experiment.splits = [
         Split(s.train_x[:8], s.train_y[:8], s.test_x[:8], s.test_y[:8], s.outputs) for s in experiment.splits
     ]
     state = experiment.trainer.init()
-    experiment.measure(state._replace(step=spec["train"]["steps"]))
-    if spec["train"]["steps"]:
-        experiment.trainer.advance(state, 1)
+    experiment.measure(state._replace(step=last))
+    if last:
+        experiment.trainer.advance(state, last)
     if _fused_settings(spec) and fused.covers(experiment.module) and not fused.available():
         return (
             "numba is not installed, so batch-1 two-layer nets train some 400 times slower; "

@@ -9,7 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-OPEN = ("problem", "model", "rule", "penalties", "arms", "grid", "measures", "claims", "figures")
+OPEN = (
+    "problem", "model", "rule", "penalties", "step_size", "average", "arms", "grid", "measures",
+    "claims", "figures",
+)  # fmt: skip
 
 
 @dataclass
@@ -43,6 +46,8 @@ class RecipeSchema:
     rule: Any = "plain"
     penalties: dict[str, Any] = field(default_factory=dict)
     train: TrainSchema = field(default_factory=TrainSchema)
+    step_size: Any = None
+    average: Any = None
     precision: str = "float32"
     seeds: int = 5
     first_seed: int = 0

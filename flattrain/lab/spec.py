@@ -50,12 +50,18 @@ def cell_spec(settings: dict[str, Any], arm: str) -> dict[str, Any]:
         "rule": _rules(settings["rule"], f"{where}.rule"),
         "penalties": _penalties(settings["penalties"] or {}, where),
         "train": _train(settings["train"], dataset, where),
+        "step_size": _optional(catalog.STEP_SIZES, settings["step_size"], f"{where}.step_size"),
+        "average": _optional(catalog.AVERAGES, settings["average"], f"{where}.average"),
         "precision": settings["precision"],
     }
 
 
 def _plain(choice: catalog.Choice) -> dict[str, Any]:
     return {choice.name: choice.arguments}
+
+
+def _optional(registry: dict[str, str], given: Any, where: str) -> dict[str, Any] | None:
+    return None if given is None else _plain(catalog.choose(registry, given, where))
 
 
 def _rules(given: Any, where: str) -> list[dict[str, Any]]:

@@ -251,6 +251,7 @@ class TwoPassOptimizer(Optimizer):
                     closure()
         except BaseException:
             self._put_back()
+            self._clear()
             self._stage = "idle"
             raise
         self.restore()

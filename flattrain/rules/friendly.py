@@ -27,7 +27,7 @@ def friendly(*, sigma: NonNegative = 1.0, lam: Fraction = 0.9) -> TwoPass:
     def direction(params: Params, g: Params, size: Tensor, memory: Memory) -> tuple[Direction, Memory]:
         mean = {k: memory[_mean(k)] for k in g}
         old = lam * memory[SEEN]
-        after = {_mean(k): old * mean[k] + (1 - old) * v for k, v in g.items()}
+        after = {_mean(k): torch.lerp(mean[k], v, 1 - old) for k, v in g.items()}
         d = trees.axpy(-sigma, mean, g)
         after[SEEN] = torch.ones_like(memory[SEEN])
         return Direction(d, trees.inverse(trees.norm(d))), memory | after

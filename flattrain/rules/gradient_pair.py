@@ -11,6 +11,8 @@ Norms and products are over all parameters together. SAM is gsam with α = 0, gn
 
 from __future__ import annotations
 
+import torch
+
 from flattrain.core import trees
 from flattrain.ranges import Fraction, NonNegative, Refused, checked
 from flattrain.rules.sam import steepest
@@ -33,7 +35,7 @@ def mixed(*, share: NonNegative = 0.8) -> TwoPass:
     """(1 − share) g + share g̃."""
 
     def combine(g: Params, ascended: Params, memory: Memory) -> tuple[Params, Memory]:
-        return {k: (1 - share) * v + share * ascended[k] for k, v in g.items()}, memory
+        return {k: torch.lerp(v, ascended[k], share) for k, v in g.items()}, memory
 
     return TwoPass(steepest, combine)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -71,13 +71,17 @@ class Objective:
         for k, (penalty, layers) in enumerate(zip(self.penalties, self.layers, strict=True)):
             yield k, penalty, only(seen, layers)
 
-    def gradient(self, buffers: Params | None = None) -> GradFn:
-        """(params, batch) -> (∇ objective, logs), for rules, vmap and torch.func."""
+    def value(self, buffers: Params | None = None) -> Callable[[Params, Batch], tuple[Tensor, Logs]]:
+        """(params, batch) -> (objective, logs)."""
 
         def value(params: Params, batch: Batch) -> tuple[Tensor, Logs]:
             return self.total(self.see(batch.x, batch.y, params, buffers), batch.noise)
 
-        return grad(value, has_aux=True)
+        return value
+
+    def gradient(self, buffers: Params | None = None) -> GradFn:
+        """(params, batch) -> (∇ objective, logs), for rules, vmap and torch.func."""
+        return grad(self.value(buffers), has_aux=True)
 
     def outputs(self, params: Params, batch: Batch) -> Tensor:
         """The network's outputs (n, K), for rules that look at them; with the module's own buffers."""

@@ -1,0 +1,34 @@
+"""What an arm may say beside its rule: a step size, an average of the weights, and not to compile."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+from flattrain.lab import results
+from recipes import TINY, call, write
+
+
+def test_a_recipe_measures_the_average(tmp_path, monkeypatch, capsys):
+    arm = "averaged: {model: {two_layer: {width: 12}}, train: {batch_size: 4, momentum: 0.5}, grid: {n: [12]}"
+    arms = f"  {arm}, average: {{swa: {{start: 1}}}}, step_size: {{cdat: {{sigma: 1.0}}}}}}\n  batch:"
+    write(tmp_path, TINY.replace("  batch:", arms))
+    done = subprocess.run(
+        [sys.executable, "-m", "flattrain", "recipe=tiny", "out=run"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    backends = json.loads((tmp_path / "run" / "run.json").read_text())["backends"]
+    assert backends["averaged n=12"].endswith("weights averaged")
+    table = results.read(tmp_path / "run" / "results.csv")
+    point = (("n", "12"),)
+    ours, theirs = (table.final("train_loss", arm, point) for arm in ("averaged", "batch"))
+    assert ours and all(ours[seed] != theirs[seed] for seed in ours)
+    monkeypatch.chdir(tmp_path)
+    code, _, err = call(capsys, "recipe=tiny", "arms.averaged.average.swa.evry=2")
+    assert code == 2 and "did you mean 'every'" in err
+    code, _, err = call(capsys, "recipe=tiny", "arms.averaged.average=null", "arms.averaged.step_size=cdta")
+    assert code == 2 and "did you mean 'cdat'" in err

@@ -21,7 +21,7 @@ demo: $(READY)
 	$(VENV)/bin/python -m flattrain recipe=$(RECIPE)
 
 test: $(WITH_FRAMEWORKS)
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n auto --maxprocesses 4
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from flattrain.lab import catalog
-from flattrain.lab.claims import Claim, Scope, read_claims
+from flattrain.lab.claims import Claim, read_claims, read_correction
 from flattrain.lab.figures_spec import FigureSpec, read_figures
+from flattrain.lab.scope import Scope
 from flattrain.lab.spec import TRAIN, cell_spec, need, need_one_of
 from flattrain.ranges import Refused, suggest
 
@@ -65,13 +66,14 @@ class Recipe:
     axes: tuple[str, ...]
     cells: tuple[Cell, ...]
     claims: tuple[Claim, ...]
+    correction: str
     figures: tuple[FigureSpec, ...]
     raw: dict[str, Any]
 
     @property
     def key(self) -> str:
         """The trial's identity: cells, claims and the code that measures them."""
-        return digest([self.name, [c.key for c in self.cells], self.raw["claims"]])
+        return digest([self.name, [c.key for c in self.cells], self.raw["claims"], self.correction])
 
 
 def digest(value: Any) -> str:
@@ -119,6 +121,7 @@ def read(name: str, raw: dict[str, Any]) -> Recipe:
         tuple(axes),
         tuple(cells),
         read_claims(raw["claims"], scope),
+        read_correction(raw.get("correction", "none")),
         read_figures(raw["figures"], scope),
         raw,
     )

@@ -1,0 +1,23 @@
+"""How many seeds an undecided claim would need: intervals shrink as 1/√n, so n (width/distance)²."""
+
+from __future__ import annotations
+
+import math
+
+from flattrain.lab.statistics.interval import Interval
+
+
+def seeds_needed(found: Interval, below: float | None, above: float | None) -> int | None:
+    """The seeds with which the interval would lie strictly between `below` and `above`, the estimate staying.
+
+    None where no number does: the estimate lies on a bound, or there is no interval to go by.
+    """
+    factors = [1.0]
+    for bound, end in ((below, found.low), (above, found.high)):
+        if bound is None or not math.isfinite(bound):
+            continue
+        distance, width = abs(found.estimate - bound), abs(found.estimate - end)
+        if distance == 0 or not math.isfinite(width):
+            return None
+        factors.append((width / distance) ** 2)
+    return max(found.n + 1, math.ceil(found.n * max(factors)))

@@ -189,5 +189,5 @@ def _words(needed: int | None, n: int) -> str:
     if needed is None:
         return "the estimate lies on the bound, so no number of seeds decides while it stays there"
     if needed > MANY:
-        return f"more than {MANY:,} seeds would decide it"
+        return f"more than {MANY:,} seeds would be needed to decide it"
     return f"about {needed} seeds would decide it, if the estimate stays"

@@ -6,32 +6,12 @@ import math
 
 import numpy as np
 import pytest
+from claimed import verdict
 from scipy import stats as scipy_stats
 
 from flattrain.lab import results
-from flattrain.lab.claims import read_claims
-from flattrain.lab.results import Row, Table
-from flattrain.lab.scope import Scope
-from flattrain.lab.verdicts import judge
+from flattrain.lab.results import Row
 from flattrain.ranges import Refused
-
-SCOPE = Scope(("a", "b"), {"n": {10, 20, 30}}, ("loss", "error", "trace"))
-
-
-def table_of(values):
-    """{(arm, n, quantity): per-seed list, or per-seed lists by step} -> Table."""
-    rows = []
-    for (arm, n, quantity), seeds in values.items():
-        for seed, value in enumerate(seeds):
-            for step, v in enumerate(value if isinstance(value, list) else [value]):
-                rows.append(Row(arm, (("n", str(n)),), seed, step, quantity, float(v), 0.0))
-    return Table(rows)
-
-
-def verdict(test, predicts, values, **more):
-    claim = {"says": "x", "test": test, "predicts": predicts} | more
-    return judge(read_claims({"c": claim}, SCOPE)[0], table_of(values))
-
 
 MEDIAN = {"median": {"quantity": "error", "arm": "a", "at": {"n": 10}}}
 TIGHT = {("a", 10, "error"): [0.30, 0.31, 0.29, 0.305, 0.295, 0.3, 0.302, 0.298]}

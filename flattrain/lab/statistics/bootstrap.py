@@ -14,6 +14,7 @@ from scipy import stats
 
 from flattrain.lab.statistics.interval import LEVEL, Interval
 from flattrain.lab.statistics.seeds import Statistic
+from flattrain.lab.statistics.student import student
 
 RESAMPLES = 1999
 
@@ -40,5 +41,5 @@ def bootstrap(
 
 def _expanded(level: float, n: int) -> float:
     """The percentile level whose interval holds `level` with n seeds."""
-    quantile = stats.t.ppf((1 + level) / 2, n - 1) * np.sqrt(n / (n - 1))
+    quantile = student(level, n) * np.sqrt(n / (n - 1))
     return float(1 - 2 * stats.norm.cdf(-quantile))

@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from scipy import stats
 
 from flattrain.lab.statistics.interval import LEVEL, Interval
 from flattrain.lab.statistics.seeds import Seeds, Statistic
+from flattrain.lab.statistics.student import student
 
 
 def jackknife(statistic: Statistic, n: int, level: float = LEVEL) -> Interval:
@@ -40,5 +40,5 @@ def _around(centre: float, left_out: list[float], n: int, level: float) -> Inter
         return Interval(centre, -np.inf, np.inf, n)
     spread = np.asarray(left_out) - np.mean(left_out)
     error = float(np.sqrt((n - 1) / n * np.sum(spread**2)))
-    half = float(stats.t.ppf((1 + level) / 2, n - 1)) * error
+    half = student(level, n) * error
     return Interval(centre, centre - half, centre + half, n)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
-from scipy import stats
 
 from flattrain.lab.statistics.interval import LEVEL, Interval, Values
+from flattrain.lab.statistics.student import student
 
 
 def mean(values: Values, level: float = LEVEL) -> Interval:
@@ -13,5 +15,5 @@ def mean(values: Values, level: float = LEVEL) -> Interval:
     n, estimate = len(values), float(np.mean(values))
     if n < 2:
         return Interval(estimate, -np.inf, np.inf, n)
-    half = float(stats.t.ppf((1 + level) / 2, n - 1) * np.std(values, ddof=1) / np.sqrt(n))
+    half = student(level, n) * float(np.std(values, ddof=1)) / math.sqrt(n)
     return Interval(estimate, estimate - half, estimate + half, n)

@@ -12,10 +12,14 @@ It covers γ_1 whatever the distribution, and the level where the values are nor
 
 from __future__ import annotations
 
+import math
+from functools import lru_cache
+
 import numpy as np
 from scipy import stats
 
 from flattrain.lab.statistics.interval import LEVEL, Interval, Values
+from flattrain.lab.statistics.student import student
 
 
 def median(values: Values, level: float = LEVEL) -> Interval:
@@ -26,7 +30,7 @@ def median(values: Values, level: float = LEVEL) -> Interval:
         return Interval(estimate, -np.inf, np.inf, n)
     reached = _reached(n)
     if reached[0] < level:
-        half = float(stats.t.ppf((1 + level) / 2, n - 1) * x.std(ddof=1) / np.sqrt(n))
+        half = student(level, n) * float(x.std(ddof=1)) / math.sqrt(n)
         centre = float(x.mean())
         return Interval(estimate, min(float(x[0]), centre - half), max(float(x[-1]), centre + half), n)
     d = int(np.sum(reached >= level))
@@ -38,6 +42,7 @@ def median(values: Values, level: float = LEVEL) -> Interval:
     return Interval(estimate, float(low), float(high), n)
 
 
+@lru_cache(maxsize=256)
 def _reached(n: int) -> Values:
     """γ_d for the depths d = 1 … ⌊n/2⌋."""
     depths = np.arange(1, n // 2 + 1)

@@ -20,4 +20,10 @@ def seeds_needed(found: Interval, below: float | None, above: float | None) -> i
         if distance == 0 or not math.isfinite(width):
             return None
         factors.append((width / distance) ** 2)
-    return max(found.n + 1, math.ceil(found.n * max(factors)))
+    return max(found.n + 1, _rounded_up(found.n * max(factors)))
+
+
+def _rounded_up(count: float) -> int:
+    """To two significant digits: more would be said than is known."""
+    unit = 10 ** max(0, math.floor(math.log10(count)) - 1)
+    return math.ceil(count / unit) * unit

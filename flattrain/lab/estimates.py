@@ -19,7 +19,7 @@ from flattrain.lab.scope import ARM
 from flattrain.lab.selection import NoRows, Runs, Void, arms_of, cells, pair, runs, values
 from flattrain.lab.statistics.bootstrap import bootstrap
 from flattrain.lab.statistics.factorial import effect
-from flattrain.lab.statistics.granulated import granulated
+from flattrain.lab.statistics.granulated import granulated, step
 from flattrain.lab.statistics.information import conditional_information
 from flattrain.lab.statistics.interval import Interval, Values
 from flattrain.lab.statistics.jackknife import jackknife, unbiased_jackknife
@@ -163,7 +163,8 @@ def _granulated(spec: dict[str, Any], table: Table, level: float) -> Interval:
         _less(spec, lambda x, s=s: granulated(seen.values[x][:, s], y[:, s], seen.settings, axes))  # type: ignore[misc]
         for s in range(seen.n)
     ]
-    return _cut(spec, mean(np.array(each), level))
+    coefficients = 2 if spec.get("minus") is not None else 1
+    return _cut(spec, mean(np.array(each), level, coefficients * step(seen.settings, axes)))
 
 
 def _axes(spec: dict[str, Any], seen: Runs) -> list[str]:

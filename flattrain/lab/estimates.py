@@ -37,9 +37,17 @@ Z95 = 1.959963984540054
 
 def estimate(kind: str, spec: dict[str, Any], table: Table, name: str, level: float) -> Interval:
     """The test `kind` on the table; `name` keys the generator of what is resampled."""
-    if kind == "spread":
-        return _spread(spec, table, name, level)
-    return _TESTS[kind](spec, table, level)
+    with np.errstate(
+        over="ignore", invalid="ignore"
+    ):  # values near the largest number: the ends are infinite
+        found = _TESTS[kind](spec, table, level) if kind != "spread" else _spread(spec, table, name, level)
+    if not math.isfinite(found.estimate):
+        raise Void("the values are too large to compute with")
+    ends = (
+        -math.inf if math.isnan(found.low) else found.low,
+        math.inf if math.isnan(found.high) else found.high,
+    )
+    return Interval(found.estimate, *ends, found.n)
 
 
 def _one(spec: dict[str, Any], table: Table) -> Values:

@@ -192,6 +192,7 @@ REFUSALS = [
     ({"partial_rank_correlation": XY | {"given": "n"}}, "must be a list"),
     ({"stratified_rank_correlation": XY | {"by": ["m"]}}, "unknown axis 'm'"),
     ({"simpson": XY}, "by is missing"),
+    ({"simpson": XY | {"by": None}}, "by is missing"),
     ({"granulated_kendall": XY | {"axes": []}}, "must be a list of axes"),
     ({"sign_error": XY | {"environments": "wurst"}}, "did you mean 'worst'"),
     ({"sign_error": XY | {"examples": 0}}, "must be a number > 0"),
@@ -238,3 +239,12 @@ def test_the_json_of_a_verdict_names_its_setting():
         setting="nets of width 3",
     )
     assert found.as_json()["setting"] == "nets of width 3"
+
+
+def test_values_near_the_largest_number_decide_nothing_and_warn_of_nothing():
+    huge = {("a", n, q): [1e300, -1e300, 2e300] for n in N for q in ("error", "trace")}
+    for test in (
+        {"median": {"quantity": "error", "arm": "a", "at": {"n": 10}}},
+        {"slope": XY | {"arm": "a"}},
+    ):
+        assert verdict(test, {"above": 0}, huge).verdict in ("undecided", "void")

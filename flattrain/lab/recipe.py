@@ -17,7 +17,7 @@ from typing import Any
 from flattrain.lab import catalog
 from flattrain.lab.claims import Claim, Scope, read_claims
 from flattrain.lab.figures_spec import FigureSpec, read_figures
-from flattrain.lab.spec import TRAIN, cell_spec, need, need_one_of
+from flattrain.lab.spec import TRAIN, cell_spec, need, need_one_of, need_validation
 from flattrain.ranges import Refused, suggest
 
 ARM_KEYS = (
@@ -197,6 +197,7 @@ def _cells(
             "first_seed": raw["first_seed"],
             "backend": raw["backend"],
         }
+        need_validation(spec, [n for part in measures.values() for n in _names(part)], "measures")
         out.append(Cell(arm, point, spec))
     return out
 

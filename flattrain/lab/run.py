@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from flattrain.core import losses, trees
 from flattrain.core.layers import normalisation_parameters
@@ -129,7 +130,9 @@ class Experiment:
         """What each quantity is, in words."""
         out = {}
         for name, measure in self.measures(last=True).items():
-            split = "the test" if name.startswith("test_") else "the training"
+            split = next(
+                (f"the {part}" for part in ("test", "validation") if _on(part, name)), "the training"
+            )
             both = "the training and, held out, the test"
             where = both if isinstance(measure, Contrast) else split
             out[name] = f"{measure.definition}; on {where} examples, evaluation mode"
@@ -145,10 +148,24 @@ def _estimate(
         if isinstance(measure, Contrast):
             held_out, train = chunks(split.test_x, split.test_y), chunks(split.train_x, split.train_y)
             return contrast_on(measure, network, train, held_out, (seed, measure.train.name, step))
-        x, y = split[2:4] if name.startswith("test_") else split[:2]
+        x, y = _examples(split, name)
         return evaluate(measure, network, x, y, (seed, name, step))
     except torch.linalg.LinAlgError:
         return Estimate(math.nan, math.nan)
+
+
+def _on(part: str, quantity: str) -> bool:
+    return quantity.startswith(f"{part}_")
+
+
+def _examples(split: Split, quantity: str) -> tuple[Tensor, Tensor]:
+    """The examples that a quantity is taken on."""
+    if _on("test", quantity):
+        return split.test_x, split.test_y
+    if not _on("validation", quantity):
+        return split.train_x, split.train_y
+    assert split.validation_x is not None and split.validation_y is not None  # lab.recipe has seen to it
+    return split.validation_x, split.validation_y
 
 
 def run_cell(
@@ -190,8 +207,8 @@ def _need_targets(spec: dict[str, Any], real: bool) -> None:
 
 
 def _as(dtype: torch.dtype, split: Split) -> Split:
-    x, y, tx, ty = (t.to(dtype) if torch.is_floating_point(t) else t for t in split[:4])
-    return Split(x, y, tx, ty, split.outputs)
+    parts = [t.to(dtype) if isinstance(t, Tensor) and torch.is_floating_point(t) else t for t in split]
+    return Split(*parts)
 
 
 def _fused_settings(spec: dict[str, Any]) -> fused.Settings | None:
@@ -229,7 +246,7 @@ def check(spec: dict[str, Any], root: str | None) -> str:
     last = min(spec["train"]["steps"], 1)  # so few that nothing is compiled
     experiment = Experiment(spec | {"seeds": 1, "train": spec["train"] | {"steps": last}}, root)
     experiment.splits = [
-        Split(s.train_x[:8], s.train_y[:8], s.test_x[:8], s.test_y[:8], s.outputs) for s in experiment.splits
+        Split(*(t[:8] if isinstance(t, Tensor) else t for t in s)) for s in experiment.splits
     ]
     state = experiment.trainer.init()
     experiment.measure(state._replace(step=last))

@@ -56,6 +56,17 @@ def cell_spec(settings: dict[str, Any], arm: str) -> dict[str, Any]:
     }
 
 
+def need_validation(spec: dict[str, Any], quantities: list[str], where: str) -> None:
+    """Refuse a quantity on validation examples where the data set has none."""
+    ((name, arguments),) = spec["dataset"].items()
+    wanted = [q for q in quantities if q.startswith("validation_")]
+    if wanted and not arguments.get("validation"):
+        raise Refused(
+            f"{where}: {wanted[0]} needs validation examples; give their number as "
+            f"problem.dataset.{name}.validation"
+        )
+
+
 def _plain(choice: catalog.Choice) -> dict[str, Any]:
     return {choice.name: choice.arguments}
 

@@ -207,8 +207,7 @@ def _need_targets(spec: dict[str, Any], real: bool) -> None:
 
 
 def _as(dtype: torch.dtype, split: Split) -> Split:
-    parts = [t.to(dtype) if isinstance(t, Tensor) and torch.is_floating_point(t) else t for t in split]
-    return Split(*parts)
+    return split.each(lambda t: t.to(dtype) if torch.is_floating_point(t) else t)
 
 
 def _fused_settings(spec: dict[str, Any]) -> fused.Settings | None:
@@ -245,9 +244,7 @@ def check(spec: dict[str, Any], root: str | None) -> str:
     """
     last = min(spec["train"]["steps"], 1)  # so few that nothing is compiled
     experiment = Experiment(spec | {"seeds": 1, "train": spec["train"] | {"steps": last}}, root)
-    experiment.splits = [
-        Split(*(t[:8] if isinstance(t, Tensor) else t for t in s)) for s in experiment.splits
-    ]
+    experiment.splits = [split.each(lambda t: t[:8]) for split in experiment.splits]
     state = experiment.trainer.init()
     experiment.measure(state._replace(step=last))
     if last:

@@ -27,8 +27,8 @@ class Split(NamedTuple):
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Split:
         """`change` on every tensor."""
-        tensors = {k: v for k, v in self._asdict().items() if isinstance(v, Tensor)}
-        return self._replace(**{k: change(v) for k, v in tensors.items()})
+        changed = {k: change(v) for k, v in self._asdict().items() if isinstance(v, Tensor)}
+        return Split(**{**self._asdict(), **changed})
 
 
 DataSet = Callable[[int], Split]

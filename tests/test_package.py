@@ -39,6 +39,7 @@ NO_TORCH = (
     "library",
     "schema",
     "compose",
+    "budget",
     "cli",
     "study",
     "summary",

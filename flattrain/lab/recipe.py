@@ -17,7 +17,7 @@ from typing import Any
 from flattrain.lab import catalog
 from flattrain.lab.claims import Claim, Scope, read_claims
 from flattrain.lab.figures_spec import FigureSpec, read_figures
-from flattrain.lab.spec import TRAIN, cell_spec, need, need_one_of, need_validation
+from flattrain.lab.spec import EVALUATIONS, TRAIN, cell_spec, need, need_one_of, need_validation
 from flattrain.ranges import Refused, suggest
 
 ARM_KEYS = (
@@ -46,11 +46,16 @@ class Cell:
 
     @property
     def key(self) -> str:
-        return digest([self.arm, self.point, self.spec, code_digest()])
+        # Steps that follow from a budget are no part of the identity: it is known before they are.
+        train = self.spec["train"]
+        asked = train | {"steps": None} if train[EVALUATIONS] else train
+        return digest([self.arm, self.point, self.spec | {"train": asked}, code_digest()])
 
     @property
     def steps(self) -> int:
-        return int(self.spec["train"]["steps"])
+        """How many it trains; an upper bound where `lab.budget` has not been asked."""
+        train = self.spec["train"]
+        return int(train[EVALUATIONS] if train["steps"] is None else train["steps"])
 
 
 @dataclass(frozen=True)
@@ -108,7 +113,7 @@ def read(name: str, raw: dict[str, Any]) -> Recipe:
     for arm, changes in raw["arms"].items():
         cells += _cells(str(arm), changes or {}, raw, axes, measures)
     points = {axis: {c.point[axis] for c in cells if axis in c.point} for axis in axes}
-    quantities = tuple(name for part in ("along", "end") for name in _names(measures[part]))
+    quantities = (*_names(measures["along"]), *_names(measures["end"]), EVALUATIONS)
     scope = Scope(tuple(map(str, raw["arms"])), points, quantities)
     return Recipe(
         name,

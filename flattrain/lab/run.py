@@ -15,6 +15,7 @@ from flattrain.core import losses, trees
 from flattrain.core.layers import normalisation_parameters
 from flattrain.core.probes import stream
 from flattrain.lab import catalog
+from flattrain.lab.spec import EVALUATIONS
 from flattrain.problems.split import Model, Split
 from flattrain.problems.two_layer import LayerNormed, TwoLayer
 from flattrain.ranges import Refused
@@ -23,10 +24,11 @@ from flattrain.training import fused, loop, objective
 from flattrain.training.averaging import averaged
 from flattrain.training.compiled import too_few
 from flattrain.training.evaluate import chunks, contrast_on, evaluate
+from flattrain.training.evaluations import Cost
 from flattrain.training.objective import Penalty
 from flattrain.training.stacked import Seeds, stacked_trainer
 from flattrain.training.trainer import State, Trainer
-from flattrain.types import Contrast, Estimate, Loss, Measure, Network, Spectral
+from flattrain.types import Contrast, Estimate, Loss, Measure, Network, Spectral, StatefulRule
 
 PROBES = 20  # of a stochastic measure in evaluation, unless the recipe says otherwise
 
@@ -56,6 +58,13 @@ class Experiment:
             [{k: v.to(dtype) for k, v in start.items()} for start in starts],
             [self.model.buffers(self.module, split) for split in self.splits],
         )
+        penalties = [Penalty(_build(catalog.PENALTIES, p["measure"]), p["weight"]) for p in spec["penalties"]]
+        self.objective = objective.build(self.module, self.criterion, penalties)
+        self.rule = self._rule()
+        size = spec["train"]["batch_size"]
+        self.cost = Cost(
+            self.rule, self.stacked.params[0], self.stacked.x[0][:size], self.stacked.y[0][:size]
+        )
         self.trainer = self._trainer()
 
     def _trainer(self) -> Trainer:
@@ -64,24 +73,9 @@ class Experiment:
         if settings is not None and fused.available() and fused.covers(self.module):
             assert isinstance(self.module, TwoLayer)
             return fused.fused_trainer(self.module, settings, self.stacked)
-        penalties = [Penalty(_build(catalog.PENALTIES, p["measure"]), p["weight"]) for p in spec["penalties"]]
-        whole = objective.build(self.module, self.criterion, penalties)
-        # A function of (params, batch) alone cannot tell which seed's buffers it is to see.
-        apart = not any(self.stacked.buffers)
-        rules = [
-            _build(
-                catalog.RULES,
-                one,
-                parameters=normalisation_parameters(self.module),
-                criterion=self.criterion,
-                outputs=whole.outputs if apart else None,
-                losses=whole.losses if apart else None,
-            )
-            for one in spec["rule"]
-        ]
         return stacked_trainer(
-            whole,
-            compose(rules),
+            self.objective,
+            self.rule,
             _build(catalog.OPTIMIZERS, spec["train"]["optimizer"]),
             spec["train"]["batch_size"],
             self.stacked,
@@ -90,6 +84,22 @@ class Experiment:
             step_size=_built(catalog.STEP_SIZES, spec["step_size"]),
             average=_built(catalog.AVERAGES, spec["average"]),
         )
+
+    def _rule(self) -> StatefulRule:
+        # A function of (params, batch) alone cannot tell which seed's buffers it is to see.
+        apart = not any(self.stacked.buffers)
+        rules = [
+            _build(
+                catalog.RULES,
+                one,
+                parameters=normalisation_parameters(self.module),
+                criterion=self.criterion,
+                outputs=self.objective.outputs if apart else None,
+                losses=self.objective.losses if apart else None,
+            )
+            for one in self.spec["rule"]
+        ]
+        return compose(rules)
 
     def stops(self) -> list[int]:
         train = self.spec["train"]
@@ -112,23 +122,17 @@ class Experiment:
         wanted = self.measures(state.step == self.spec["train"]["steps"])
         for k, (seed, split) in enumerate(zip(self.seeds, self.splits, strict=True)):
             params = trees.pick(weights, k)
+            taken = self.cost.until(state.step)
+            rows.append(_row(seed, state.step, EVALUATIONS, Estimate(taken)))
             network = Network(self.module, self.criterion, params, self.stacked.buffers[k])
             for name, measure in wanted.items():
                 found = _estimate(measure, network, split, name, (seed, state.step))
-                rows.append(
-                    {
-                        "seed": seed,
-                        "step": state.step,
-                        "quantity": name,
-                        "value": float(found.value),
-                        "standard_error": float(found.standard_error),
-                    }
-                )
+                rows.append(_row(seed, state.step, name, found))
         return rows
 
     def definitions(self) -> dict[str, str]:
         """What each quantity is, in words."""
-        out = {}
+        out = {EVALUATIONS: "gradients of one batch of the arm's size that its rule has taken"}
         for name, measure in self.measures(last=True).items():
             split = next(
                 (f"the {part}" for part in ("test", "validation") if _on(part, name)), "the training"
@@ -137,6 +141,11 @@ class Experiment:
             where = both if isinstance(measure, Contrast) else split
             out[name] = f"{measure.definition}; on {where} examples, evaluation mode"
         return out
+
+
+def _row(seed: int, step: int, quantity: str, found: Estimate) -> dict[str, Any]:
+    value, error = float(found.value), float(found.standard_error)
+    return {"seed": seed, "step": step, "quantity": quantity, "value": value, "standard_error": error}
 
 
 def _estimate(

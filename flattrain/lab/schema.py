@@ -24,6 +24,7 @@ class TrainSchema:
     batch_size: int = 32
     steps: int | None = None
     epochs: int | None = None
+    gradient_evaluations: int | None = None
     milestones: int = 12
     spacing: str = "log"
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from flattrain import __version__
 from flattrain.lab import results
+from flattrain.lab.budget import affordable
 from flattrain.lab.execute import (
     estimate_seconds,
     load_result,
@@ -44,6 +45,7 @@ def study(recipe: Recipe, command: str) -> int:
     """Run (or resume) the recipe; print the verdicts."""
     if recipe.raw["tracking"] not in ("none", "wandb"):
         raise Refused(f"tracking must be one of none, wandb, got {recipe.raw['tracking']!r}")
+    recipe = affordable(recipe)
     folder = folder_of(recipe)
     preflight([c for c in recipe.cells if load_result(folder, c) is None], recipe.raw["data"]["root"])
     with locked(folder):
@@ -80,6 +82,7 @@ def dry_run(recipe: Recipe) -> int:
 
     shown = {k: v for k, v in recipe.raw.items() if k not in ("presets", "dry_run")}
     print(OmegaConf.to_yaml(OmegaConf.create(shown)), end="")
+    recipe = affordable(recipe)
     folder = folder_of(recipe)
     todo = [cell for cell in recipe.cells if load_result(folder, cell) is None]
     runs = sum(cell.spec["seeds"] for cell in todo)

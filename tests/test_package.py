@@ -40,6 +40,7 @@ NO_TORCH = (
     "schema",
     "compose",
     "budget",
+    "matching",
     "cli",
     "study",
     "summary",

@@ -17,7 +17,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from flattrain.lab import library
-from flattrain.lab.recipe import Recipe, merge, read
+from flattrain.lab.arms import merge
+from flattrain.lab.recipe import Recipe, read
 from flattrain.lab.schema import OPEN, RecipeSchema
 from flattrain.ranges import Refused, suggest
 

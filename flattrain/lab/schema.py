@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 OPEN = (
-    "problem", "model", "rule", "penalties", "step_size", "average", "arms", "grid", "measures",
+    "problem", "model", "rule", "penalties", "step_size", "average", "tune", "arms", "grid", "measures",
     "claims", "figures",
 )  # fmt: skip
 
@@ -52,6 +52,7 @@ class RecipeSchema:
     precision: str = "float32"
     seeds: int = 5
     first_seed: int = 0
+    tune: Any = None
     arms: dict[str, Any] = field(default_factory=dict)
     grid: dict[str, Any] = field(default_factory=dict)
     measures: dict[str, Any] = field(default_factory=dict)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from flattrain.core import losses, trees
+from flattrain.core.ghost_sam import functional_too
 from flattrain.core.layers import normalisation_parameters
 from flattrain.core.probes import stream
 from flattrain.lab import catalog
@@ -60,11 +61,9 @@ class Experiment:
         )
         penalties = [Penalty(_build(catalog.PENALTIES, p["measure"]), p["weight"]) for p in spec["penalties"]]
         self.objective = objective.build(self.module, self.criterion, penalties)
-        self.rule = self._rule()
         size = spec["train"]["batch_size"]
-        self.cost = Cost(
-            self.rule, self.stacked.params[0], self.stacked.x[0][:size], self.stacked.y[0][:size]
-        )
+        x, y = self.stacked.x[0][:size], self.stacked.y[0][:size]
+        self.cost = Cost(self._rule(None), self.stacked.params[0], x, y)
         self.trainer = self._trainer()
 
     def _trainer(self) -> Trainer:
@@ -73,9 +72,11 @@ class Experiment:
         if settings is not None and fused.available() and fused.covers(self.module):
             assert isinstance(self.module, TwoLayer)
             return fused.fused_trainer(self.module, settings, self.stacked)
+        # In two passes, where these are the whole of the innermost gradient.
+        alone = not any(self.stacked.buffers) and not spec["penalties"] and functional_too(self.module)
         return stacked_trainer(
             self.objective,
-            self.rule,
+            self._rule(self.objective.per_example_sam if alone else None),
             _build(catalog.OPTIMIZERS, spec["train"]["optimizer"]),
             spec["train"]["batch_size"],
             self.stacked,
@@ -85,7 +86,8 @@ class Experiment:
             average=_built(catalog.AVERAGES, spec["average"]),
         )
 
-    def _rule(self) -> StatefulRule:
+    def _rule(self, per_example: Any) -> StatefulRule:
+        """`per_example` is a short cut for the innermost rule, if it can take one."""
         # A function of (params, batch) alone cannot tell which seed's buffers it is to see.
         apart = not any(self.stacked.buffers)
         rules = [
@@ -96,8 +98,9 @@ class Experiment:
                 criterion=self.criterion,
                 outputs=self.objective.outputs if apart else None,
                 losses=self.objective.losses if apart else None,
+                per_example=per_example if k == len(self.spec["rule"]) - 1 else None,
             )
-            for one in self.spec["rule"]
+            for k, one in enumerate(self.spec["rule"])
         ]
         return compose(rules)
 

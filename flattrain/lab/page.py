@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from flattrain.lab import tuning_table
 from flattrain.lab.recipe import Recipe
 from flattrain.lab.summary import interval_text, number
 from flattrain.lab.verdicts import Verdict
@@ -34,5 +35,6 @@ def write_page(path: Path, recipe: Recipe, record: dict[str, Any], verdicts: lis
             refuted,
         )
         lines.append("| " + " | ".join(str(c).replace("|", "\\|") for c in cells) + " |")
+    lines += tuning_table.as_markdown(record)
     lines += ["", f"```\n{record['command']}\n```", "", f"Trial {record['key']}."]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -28,6 +28,7 @@ from flattrain.lab.recipe import Recipe, read
 from flattrain.lab.report import write_report
 from flattrain.lab.summary import print_summary
 from flattrain.lab.tracking import tracker
+from flattrain.lab.tuning import Plan, plan, trials_of, tuned
 from flattrain.lab.verdicts import Verdict, judge
 from flattrain.ranges import Refused
 
@@ -47,10 +48,15 @@ def study(recipe: Recipe, command: str) -> int:
         raise Refused(f"tracking must be one of none, wandb, got {recipe.raw['tracking']!r}")
     recipe = affordable(recipe)
     folder = folder_of(recipe)
-    preflight([c for c in recipe.cells if load_result(folder, c) is None], recipe.raw["data"]["root"])
+    trials = trials_of(recipe)
+    both = [*trials.cells, *recipe.cells]
+    preflight([c for c in both if load_result(folder, c) is None], recipe.raw["data"]["root"])
     with locked(folder):
         record = _open_record(folder, recipe, command)
         track = tracker(recipe.raw["tracking"], recipe, folder)
+        if trials.cells:
+            recipe, record["tuning"] = _tune(folder, recipe, trials)
+            _write(folder / RECORD, json.dumps(record, indent=2))
         total = sum(cell.steps for cell in recipe.cells)
         with progress_bar(recipe.title, total) as advance:
             run_cells(
@@ -65,6 +71,16 @@ def study(recipe: Recipe, command: str) -> int:
         track.finish(verdicts, folder)
         print_summary(recipe, verdicts, folder)
     return 0
+
+
+def _tune(folder: Path, recipe: Recipe, trials: Recipe) -> tuple[Recipe, Plan]:
+    """The first stage: run the trials, and choose."""
+    title = f"{recipe.title}: trials of the settings"
+    with progress_bar(title, sum(cell.steps for cell in trials.cells)) as advance:
+        run_cells(
+            trials, folder, jobs=recipe.raw["jobs"], on_progress=advance, on_cell=lambda cell, result: None
+        )
+    return tuned(recipe, lambda cell: rows_of(cell, load_result(folder, cell) or {"rows": []}))
 
 
 def report_again(folder: Path) -> int:
@@ -84,14 +100,18 @@ def dry_run(recipe: Recipe) -> int:
     print(OmegaConf.to_yaml(OmegaConf.create(shown)), end="")
     recipe = affordable(recipe)
     folder = folder_of(recipe)
-    todo = [cell for cell in recipe.cells if load_result(folder, cell) is None]
-    runs = sum(cell.spec["seeds"] for cell in todo)
-    steps = sum(cell.steps * cell.spec["seeds"] for cell in todo)
-    seconds = estimate_seconds(recipe, todo, recipe.raw["jobs"])
-    print(
-        f"# {len(recipe.cells)} cells, of which {len(todo)} are to be run: {runs} runs, "
-        f"{steps:,} steps\n# results in {folder}\n# estimated time: {duration(seconds)}"
-    )
+    trials, total = trials_of(recipe), 0.0
+    stages = {"first stage, tuning": trials, "second stage": recipe} if trials.cells else {"": recipe}
+    for stage, part in stages.items():
+        todo = [cell for cell in part.cells if load_result(folder, cell) is None]
+        runs = sum(cell.spec["seeds"] for cell in todo)
+        steps = sum(cell.steps * cell.spec["seeds"] for cell in todo)
+        total += estimate_seconds(part, todo, recipe.raw["jobs"])
+        print(
+            f"# {stage}{': ' * bool(stage)}{len(part.cells)} cells, of which {len(todo)} are to be run: "
+            f"{runs} runs, {steps:,} steps"
+        )
+    print(f"# results in {folder}\n# estimated time: {duration(total)}")
     return 0
 
 
@@ -111,6 +131,7 @@ def _open_record(folder: Path, recipe: Recipe, command: str) -> dict[str, Any]:
         "versions": _versions(),
         "commit": _commit(),
         "recipe": recipe.raw,
+        "tuning": plan(recipe),
     }
     _write(path, json.dumps(record, indent=2))
     return record

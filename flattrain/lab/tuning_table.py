@@ -45,7 +45,7 @@ def said(record: dict[str, Any]) -> str:
     seeds = sorted({seed for entry in record["tuning"] for seed in entry["seeds"]})
     return (
         f"Chosen by the smallest mean {' or '.join(by)} on validation examples, on seeds {_span(seeds)}, "
-        "none of which is a seed of the verdicts; test examples were not looked at. Of equal scores the first "
+        "none of which is a seed of the verdicts; test examples were not looked at. Of equal ones the first "
         "counts."
     )
 

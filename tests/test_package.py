@@ -26,7 +26,7 @@ ALLOWED = {
 }
 NO_TORCH = (
     "results",
-    "stats",
+    "statistics",
     "claims",
     "verdicts",
     "report",

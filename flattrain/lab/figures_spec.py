@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from flattrain.lab.claims import Scope
+from flattrain.lab.scope import Scope
 from flattrain.ranges import Refused, suggest
 
 KINDS = {

@@ -24,6 +24,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+from flattrain.lab.region import REGIONS
 from flattrain.lab.results import Row, Table
 from flattrain.lab.spec import EVALUATIONS
 from flattrain.ranges import Refused, refusal, suggest
@@ -47,10 +48,11 @@ def check_when(when: Any, where: str, rivals: bool) -> str:
         if problem or len(when) > 1:
             raise Refused(f"{where}.{EVALUATIONS} {problem or 'must stand alone'}")
         return EVALUATIONS
+    others = [key for key in when if key in REGIONS and key != "at_most"]
     for key in when:
-        if key not in KEYS:
+        if key not in (*KEYS, *REGIONS):
             raise Refused(f"{where}: unknown key {key!r}{suggest(str(key), (*KEYS, EVALUATIONS))}")
-    if ("at_most" in when) == ("equals" in when):
+    if others or ("at_most" in when) == ("equals" in when):
         raise Refused(
             f"{where}: give at_most, for the first milestone at or below it, or equals, for the place "
             "between milestones where it is reached"

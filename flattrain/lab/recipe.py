@@ -8,8 +8,9 @@ from typing import Any
 from flattrain.lab import catalog
 from flattrain.lab.arms import arm_cells, names, need_values
 from flattrain.lab.cell import Cell, Tuning, digest, place
-from flattrain.lab.claims import Claim, Scope, read_claims
+from flattrain.lab.claims import Claim, read_claims, read_correction
 from flattrain.lab.figures_spec import FigureSpec, read_figures
+from flattrain.lab.scope import Scope
 from flattrain.lab.spec import EVALUATIONS, TRAIN, need, need_one_of
 from flattrain.lab.tune_spec import need_equal
 from flattrain.ranges import Refused
@@ -27,6 +28,7 @@ class Recipe:
     axes: tuple[str, ...]
     cells: tuple[Cell, ...]
     claims: tuple[Claim, ...]
+    correction: str
     figures: tuple[FigureSpec, ...]
     raw: dict[str, Any]
     tunings: tuple[Tuning, ...] = ()
@@ -36,7 +38,7 @@ class Recipe:
         """The trial's identity: cells, candidates, claims and the code that measures them."""
         tuned = {t.of: t.key for t in self.tunings}
         keys = [tuned.get(place(c), c.key) for c in self.cells]
-        return digest([self.name, keys, self.raw["claims"]])
+        return digest([self.name, keys, self.raw["claims"], self.correction])
 
 
 def read(name: str, raw: dict[str, Any]) -> Recipe:
@@ -75,6 +77,7 @@ def read(name: str, raw: dict[str, Any]) -> Recipe:
         tuple(axes),
         tuple(cells),
         read_claims(raw["claims"], scope),
+        read_correction(raw.get("correction", "none")),
         read_figures(raw["figures"], scope),
         raw,
         tuple(tunings),

@@ -57,6 +57,7 @@ class RecipeSchema:
     grid: dict[str, Any] = field(default_factory=dict)
     measures: dict[str, Any] = field(default_factory=dict)
     claims: dict[str, Any] = field(default_factory=dict)
+    correction: str = "none"
     figures: list[Any] = field(default_factory=list)
     presets: dict[str, Any] = field(default_factory=dict)
     # execution

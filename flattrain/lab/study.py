@@ -29,7 +29,7 @@ from flattrain.lab.report import write_report
 from flattrain.lab.summary import print_summary
 from flattrain.lab.tracking import tracker
 from flattrain.lab.tuning import Plan, plan, trials_of, tuned
-from flattrain.lab.verdicts import Verdict, judge
+from flattrain.lab.verdicts import Verdict, judge_all
 from flattrain.ranges import Refused
 
 TABLE, VERDICTS, RECORD = "results.csv", "verdicts.json", "run.json"
@@ -172,7 +172,7 @@ def _collect(folder: Path, recipe: Recipe, record: dict[str, Any]) -> None:
 
 def _judge(folder: Path, recipe: Recipe) -> list[Verdict]:
     table = results.read(folder / TABLE)
-    verdicts = [judge(claim, table) for claim in recipe.claims]
+    verdicts = judge_all(recipe.claims, table, recipe.correction)
     content = {
         "recipe": recipe.name,
         "paper": recipe.paper,

@@ -1,27 +1,54 @@
 """From the table to a verdict for each claim. Torch is not needed: a verdict can be recomputed anywhere.
 
-supported   the estimate lies where predicted, and the 95 % interval excludes the refuting region
+supported   the estimate lies where predicted, and the interval excludes the refuting region
 refuted     the estimate lies in the refuting region, and the interval excludes the predicted one
-undecided   neither
+undecided   neither; with the number of seeds that would decide it, if one would
 void        a condition of the claim does not hold, or a run diverged: the test says nothing
 missing     the table has no rows for it
+
+The interval has the level of the claim, 95 % unless it says otherwise. With `sides: one` each of its ends
+has that level, so it is the two-sided interval of level 2L − 1.
+
+Under `correction: holm` the verdicts of a family of m claims err with at most the probability that one
+claim alone is allowed (Holm 1979). Stepwise: all claims are judged with α/m where α = 1 − level; if some
+are decided, k of them, the others are judged with α/(m − k), until none is added. What is then left is
+undecided. m counts every claim of the family, void and missing ones too: it was fixed before the first run.
+The interval shown stays the claim's own.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-from flattrain.lab.claims import Claim, condition
+from flattrain.lab.claims import Claim
+from flattrain.lab.estimates import estimate
 from flattrain.lab.results import Table
-from flattrain.lab.stats import Interval, Seeds, kendall, over_seeds, share
+from flattrain.lab.selection import NoRows, Void
+from flattrain.lab.statistics.interval import Interval
+from flattrain.lab.statistics.seeds_needed import seeds_needed
+from flattrain.lab.void_rules import apply_rules
 
-Values = NDArray[np.float64]
-Point = tuple[tuple[str, str], ...]
+FIRM = ("supported", "refuted")
+MANY = 10_000
+
+
+class Corrected(NamedTuple):
+    """What Holm makes of a claim: the size of its family, the level it was judged at, the verdict without."""
+
+    claims: int
+    level: float
+    alone: str
+    interval: Interval
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "claims": self.claims,
+            "level": self.level,
+            "interval": [_finite(self.interval.low), _finite(self.interval.high)],
+            "verdict_alone": self.alone,
+        }
 
 
 class Verdict(NamedTuple):
@@ -31,6 +58,8 @@ class Verdict(NamedTuple):
     verdict: str
     interval: Interval | None
     reason: str
+    seeds_needed: int | None = None
+    holm: Corrected | None = None
 
     def as_json(self) -> dict[str, Any]:
         claim, found = self.claim, self.interval
@@ -38,14 +67,18 @@ class Verdict(NamedTuple):
             "verdict": self.verdict,
             "estimate": None if found is None else _finite(found.estimate),
             "interval": None if found is None else [_finite(found.low), _finite(found.high)],
-            "level": 0.95,
+            "level": claim.level,
+            "sides": claim.sides,
             "n": 0 if found is None else found.n,
+            "seeds_needed": self.seeds_needed,
             "says": claim.says,
             "source": claim.source,
+            "setting": claim.setting,
             "test": {claim.kind: claim.test},
             "predicts": str(claim.predicts),
             "refuted_if": str(claim.refuted_if or f"not {claim.predicts}"),
             "reason": self.reason,
+            "holm": None if self.holm is None else self.holm.as_json(),
         }
 
 
@@ -53,167 +86,108 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-class _NoRows(Exception):
-    """A claim names runs that the table does not have."""
-
-
-class _Void(Exception):
-    """The test says nothing, for the reason given."""
+def judge_all(claims: Iterable[Claim], table: Table, correction: str = "none") -> list[Verdict]:
+    """The verdicts of a recipe, in its order."""
+    alone = [judge(claim, table) for claim in claims]
+    if correction == "none":
+        return alone
+    found: dict[str, Verdict] = {}
+    for family in dict.fromkeys(v.claim.family for v in alone):
+        found |= _holm([v for v in alone if v.claim.family == family], table)
+    return [found[v.claim.id] for v in alone]
 
 
 def judge(claim: Claim, table: Table) -> Verdict:
-    """Estimate, interval and verdict of one claim."""
+    """Estimate, interval and verdict of one claim by itself."""
     try:
-        _check_conditions(claim, table)
-        found = _TESTS[claim.kind](claim.test, table, claim.id)
-    except _NoRows as missing:
+        apply_rules(claim.void_unless, claim.test, table)
+        found = _interval(claim, table, 1 - claim.level)
+    except NoRows as missing:
         return Verdict(claim, "missing", None, str(missing))
-    except _Void as void:
+    except Void as void:
         return Verdict(claim, "void", None, str(void))
-    verdict, reason = _decide(claim, found)
-    return Verdict(claim, verdict, found, reason)
+    verdict = _verdict(claim, found)
+    if verdict in FIRM:
+        return Verdict(claim, verdict, found, "")
+    needed = _needed(claim, found)
+    return Verdict(claim, verdict, found, _why(claim, found, needed), needed)
 
 
-def _decide(claim: Claim, found: Interval) -> tuple[str, str]:
+def _interval(claim: Claim, table: Table, alpha: float) -> Interval:
+    """The interval that errs with probability α; one-sided, at each of its ends."""
+    level = 1 - alpha if claim.sides == "two" else 1 - 2 * alpha
+    return estimate(claim.kind, claim.test, table, claim.id, level)
+
+
+def _verdict(claim: Claim, found: Interval) -> str:
+    if claim.predicts.holds(found.estimate) and not claim.could_be_refuted(found.low, found.high):
+        return "supported"
+    if claim.refutes(found.estimate) and not claim.predicts.meets(found.low, found.high):
+        return "refuted"
+    return "undecided"
+
+
+def _holm(family: list[Verdict], table: Table) -> dict[str, Verdict]:
+    decided: dict[str, Verdict] = {}
+    while True:
+        step = len(family) - len(decided)
+        open_ = [v for v in family if v.interval is not None and v.claim.id not in decided]
+        judged = [_at_step(v, table, step, len(family)) for v in open_]
+        firm = {v.claim.id: v for v in judged if v.verdict in FIRM}
+        if not firm:
+            left = {v.claim.id: v for v in judged}
+            return {v.claim.id: v for v in family if v.interval is None} | left | decided
+        decided |= firm
+
+
+def _at_step(alone: Verdict, table: Table, step: int, claims: int) -> Verdict:
+    claim = alone.claim
+    alpha = (1 - claim.level) / step
+    found = _interval(claim, table, alpha)
+    verdict = _verdict(claim, found)
+    corrected = Corrected(claims, 1 - alpha, alone.verdict, found)
+    if verdict in FIRM or alone.verdict not in FIRM:
+        return alone._replace(holm=corrected)
+    needed = _needed(claim, found)
+    reason = (
+        f"{alone.verdict} if it stood alone; among {claims} claims Holm's correction asks for "
+        f"{100 * (1 - alpha):.4g} %, and that interval is [{found.low:.4g}, {found.high:.4g}]"
+        f"; {_words(needed, found.n)}"
+    )
+    return Verdict(claim, verdict, alone.interval, reason, needed, corrected)
+
+
+def _needed(claim: Claim, found: Interval) -> int | None:
+    """How many seeds would decide it, None if none would."""
     if claim.predicts.holds(found.estimate):
-        if not _meets(claim.refutes, found):
-            return "supported", ""
-        return (
-            "undecided",
-            "as predicted, but the interval reaches where the claim would be refuted",
-        )
+        if claim.refuted_if is not None:
+            return seeds_needed(found, *claim.refuted_if.gap(found.estimate))
+        low, high = claim.predicts.ends
+        return seeds_needed(found, low, high)
     if claim.refutes(found.estimate):
-        if not _meets(claim.predicts.holds, found):
-            return "refuted", ""
-        return "undecided", "against the prediction, but the interval reaches what was predicted"
-    return "undecided", "the estimate lies between what was predicted and what would refute it"
+        return seeds_needed(found, *claim.predicts.gap(found.estimate))
+    return None
 
 
-def _meets(inside: Callable[[float], bool], found: Interval) -> bool:
-    """Whether the interval meets the region: regions are intervals, so ends, middle and bounds decide."""
-    grid = np.linspace(found.low, found.high, 101).tolist() if math.isfinite(found.high - found.low) else []
-    return any(inside(v) for v in [found.low, found.estimate, found.high, *grid])
-
-
-def _check_conditions(claim: Claim, table: Table) -> None:
-    for spec in claim.void_unless:
-        values = _values(table, spec["quantity"], spec["arm"], spec.get("at"), spec)
-        level, wanted = float(np.median(values)), condition(spec)
-        if not wanted.holds(level):
-            raise _Void(f"needs {spec['quantity']} of {spec['arm']} {wanted}, its median is {level:.4g}")
-
-
-def _only_point(table: Table, arm: str, at: dict[str, Any] | None) -> Point:
-    points = table.points(arm, at)
-    if not points:
-        raise _NoRows(f"no runs of arm {arm} at {at or 'any point'}")
-    if len(points) > 1:
-        raise _Void(f"arm {arm} has {len(points)} grid points; say which one with `at`")
-    return points[0]
-
-
-def _values(table: Table, quantity: str, arm: str, at: dict[str, Any] | None, spec: dict[str, Any]) -> Values:
-    """One value per seed, in the order of the seeds: final, or at the first step where `when` holds."""
-    point = _only_point(table, arm, at)
-    when = spec.get("when")
-    found = (
-        table.final(quantity, arm, point)
-        if when is None
-        else table.matched(quantity, arm, point, when["quantity"], condition(when).bound)
+def _why(claim: Claim, found: Interval, needed: int | None) -> str:
+    if claim.predicts.holds(found.estimate):
+        said = "as predicted, but the interval reaches where the claim would be refuted"
+        return f"{said}; {_words(needed, found.n)}"
+    if claim.refutes(found.estimate):
+        return (
+            f"against the prediction, but the interval reaches what was predicted; {_words(needed, found.n)}"
+        )
+    return (
+        "the estimate lies between what was predicted and what would refute it; no number of seeds decides "
+        "while it stays there"
     )
-    if not found:
-        raise _NoRows(f"no {quantity} for arm {arm}")
-    bad = [str(seed) for seed, value in found.items() if not math.isfinite(value)]
-    if bad and when is not None:
-        raise _Void(f"seeds {', '.join(bad)} of arm {arm} never reach {when['quantity']} {condition(when)}")
-    if bad:
-        raise _Void(f"seeds {', '.join(bad)} of arm {arm} have no finite {quantity}")
-    return np.array([found[s] for s in sorted(found)]) / spec.get("divided_by", 1.0)
 
 
-def _one(spec: dict[str, Any], table: Table) -> Values:
-    return _values(table, spec["quantity"], spec["arm"], spec.get("at"), spec)
-
-
-def _pair(spec: dict[str, Any], table: Table) -> tuple[Values, Values]:
-    other = _values(table, spec["quantity"], spec["versus"], spec.get("versus_at", spec.get("at")), spec)
-    mine = _one(spec, table)
-    if len(mine) != len(other):
-        raise _Void(f"{len(mine)} seeds of {spec['arm']} against {len(other)} of {spec['versus']}")
-    return mine, other
-
-
-def _median_of(values: Values, name: str) -> Interval:
-    return over_seeds(lambda seeds: float(np.median(values[seeds])), len(values), name)
-
-
-def _median(spec: dict[str, Any], table: Table, name: str) -> Interval:
-    return _median_of(_one(spec, table), name)
-
-
-def _share(spec: dict[str, Any], table: Table, name: str) -> Interval:
-    values = _one(spec, table)
-    return share(sum(condition(spec).holds(v) for v in values.tolist()), len(values))
-
-
-def _difference(spec: dict[str, Any], table: Table, name: str) -> Interval:
-    mine, other = _pair(spec, table)
-    return _median_of(mine - other, name)
-
-
-def _ratio(spec: dict[str, Any], table: Table, name: str) -> Interval:
-    mine, other = _pair(spec, table)
-    if np.any(other == 0):
-        raise _Void(f"{spec['quantity']} of {spec['versus']} is 0: there is no ratio")
-    return _median_of(mine / other, name)
-
-
-def _lower(spec: dict[str, Any], table: Table, name: str) -> Interval:
-    mine, other = _pair(spec, table)
-    return share(int(np.sum(mine < other)), len(mine))
-
-
-def _spread(spec: dict[str, Any], table: Table, name: str) -> Interval:
-    """Largest minus smallest median over the values of an axis, among the runs that meet `among`."""
-    points = table.points(spec["arm"], spec.get("at"))
-    if len(points) < 2:
-        raise _NoRows(f"fewer than two values of {spec['over']} for arm {spec['arm']}")
-    columns, kept = [], []
-    for point in points:
-        at = dict(point)
-        columns.append(_values(table, spec["quantity"], spec["arm"], at, spec))
-        among = spec.get("among")
-        keep = np.ones(len(columns[-1]), bool)
-        if among is not None:
-            gate = _values(table, among["quantity"], spec["arm"], at, among)
-            keep = np.array([condition(among).holds(v) for v in gate.tolist()])
-        kept.append(keep)
-
-    def statistic(seeds: Seeds) -> float:
-        chosen = [c[seeds][k[seeds]] for c, k in zip(columns, kept, strict=True)]
-        medians = [np.median(c) for c in chosen if len(c)]
-        return float(max(medians) - min(medians)) if len(medians) > 1 else 0.0
-
-    return over_seeds(statistic, len(columns[0]), name)
-
-
-def _rank_correlation(spec: dict[str, Any], table: Table, name: str) -> Interval:
-    """Kendall's τ-b over all runs of an arm; seeds are resampled with all their runs."""
-    points = table.points(spec["arm"], spec.get("at"))
-    if not points:
-        raise _NoRows(f"no runs of arm {spec['arm']}")
-    x, y = (
-        np.stack([_values(table, spec[k], spec["arm"], dict(p), spec) for p in points]) for k in ("x", "y")
-    )
-    return over_seeds(lambda s: kendall(x[:, s].ravel(), y[:, s].ravel()), x.shape[1], name)
-
-
-_TESTS: dict[str, Callable[[dict[str, Any], Table, str], Interval]] = {
-    "median": _median,
-    "share": _share,
-    "difference": _difference,
-    "ratio": _ratio,
-    "lower": _lower,
-    "spread": _spread,
-    "rank_correlation": _rank_correlation,
-}
+def _words(needed: int | None, n: int) -> str:
+    if n < 2:
+        return "one seed gives no interval"
+    if needed is None:
+        return "the estimate lies on the bound, so no number of seeds decides while it stays there"
+    if needed > MANY:
+        return f"more than {MANY:,} seeds would be needed to decide it"
+    return f"about {needed} seeds would decide it, if the estimate stays"

@@ -9,7 +9,7 @@ from flattrain.lab.budget import affordable
 from flattrain.lab.compose import composed
 from flattrain.lab.execute import rows_of
 from flattrain.lab.run import run_cell
-from flattrain.lab.verdicts import judge
+from flattrain.lab.verdicts import judge_all
 from recipes import call, write
 
 RECIPE = """
@@ -56,7 +56,7 @@ def test_a_run_has_the_evaluations_at_every_milestone(tmp_path):
         for found in table.series("gradient_evaluations", arm, ()).values():
             assert [r.value for r in found] == expected
             assert all(r.standard_error == 0 for r in found)
-    (verdict,) = [judge(claim, table) for claim in recipe.claims]
+    (verdict,) = judge_all(recipe.claims, table)
     assert verdict.verdict == "supported" and verdict.interval.estimate == 44
 
 

@@ -6,8 +6,11 @@ import math
 
 import pytest
 
+from flattrain.lab.claims import read_claims
 from flattrain.lab.matching import check_when, lowest_common, matched, when_text
 from flattrain.lab.results import Row, Table
+from flattrain.lab.scope import Scope
+from flattrain.lab.verdicts import judge_all
 from flattrain.ranges import Refused
 
 SEEDS = {0: 1.0, 1: 1.5}  # seed -> how fast it learns
@@ -49,7 +52,6 @@ def test_at_a_loss_two_arms_on_one_curve_agree_whatever_their_speed():
     below = {"quantity": "train_loss", "at_most": 0.9}
     first = {run: matched(whole, "trace", run, below)[1] for run in (FAST, SLOW)}
     assert first == {FAST: 7 + 2 * 0.15 * 10, SLOW: 7 + 2 * 0.045 * 30}
-    assert matched(whole, "trace", FAST, below)[0] == whole.matched("trace", *FAST, "train_loss", 0.9)[0]
 
 
 def test_the_lowest_common_level_is_the_higher_of_the_two_ends():
@@ -115,6 +117,7 @@ BAD = [
     ([1], "must be a table"),
     ({"quantity": "g"}, "give at_most, for the first milestone"),
     ({"quantity": "g", "equals": 1, "at_most": 1}, "give at_most, for the first milestone"),
+    ({"quantity": "g", "at_most": 1, "above": 0}, "give at_most, for the first milestone"),
     ({"quantity": "g", "equal": 1}, "did you mean 'equals'"),
     ({"quantity": "g", "equals": "lowest"}, "or lowest_common"),
     ({"quantity": "g", "equals": math.nan}, "must be a finite number"),
@@ -139,3 +142,26 @@ def test_in_words():
     assert when_text({"quantity": "g", "equals": 2, "divided_by": 4}) == "g / 4 = 2"
     assert when_text({"quantity": "g", "equals": "lowest_common"}) == "g = the lowest common level"
     assert when_text({"gradient_evaluations": 5000}) == "gradient_evaluations = 5000"
+
+
+def test_a_claim_is_judged_where_it_says():
+    """Both arms lie on one curve: apart at the first milestones, equal at equal loss."""
+    scope = Scope(("fast", "slow"), {}, ("train_loss", "trace", "gradient_evaluations"))
+
+    def estimate(when):
+        test = {"difference": {"quantity": "trace", "arm": "fast", "versus": "slow", "when": when}}
+        claim = {"says": "s", "test": test, "predicts": {"between": [-1e-9, 1e-9]}}
+        (found,) = judge_all(read_claims({"c": claim}, scope), table(CURVES))
+        return found
+
+    for level in (0.9, 2.0, "lowest_common"):
+        found = estimate({"quantity": "train_loss", "equals": level})
+        assert found.verdict != "void" and abs(found.interval.estimate) < 1e-12
+    assert abs(estimate({"quantity": "train_loss", "at_most": 0.9}).interval.estimate) > 0.1
+    budget = estimate({"gradient_evaluations": 40}).interval.estimate
+    middle = sum(SEEDS.values()) / 2
+    assert budget == pytest.approx(2 * middle * (0.1 * 20 - 0.03 * 40))
+    never = estimate({"gradient_evaluations": 70})
+    assert never.verdict == "void" and "never reach gradient_evaluations = 70" in never.reason
+    with pytest.raises(Refused, match="'g' is not measured"):
+        estimate({"quantity": "g", "equals": 1})

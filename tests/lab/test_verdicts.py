@@ -6,31 +6,12 @@ import math
 
 import numpy as np
 import pytest
+from claimed import verdict
 from scipy import stats as scipy_stats
 
-from flattrain.lab import results, stats
-from flattrain.lab.claims import Scope, read_claims
-from flattrain.lab.results import Row, Table
-from flattrain.lab.verdicts import judge
+from flattrain.lab import results
+from flattrain.lab.results import Row
 from flattrain.ranges import Refused
-
-SCOPE = Scope(("a", "b"), {"n": {10, 20, 30}}, ("loss", "error", "trace"))
-
-
-def table_of(values):
-    """{(arm, n, quantity): per-seed list, or per-seed lists by step} -> Table."""
-    rows = []
-    for (arm, n, quantity), seeds in values.items():
-        for seed, value in enumerate(seeds):
-            for step, v in enumerate(value if isinstance(value, list) else [value]):
-                rows.append(Row(arm, (("n", str(n)),), seed, step, quantity, float(v), 0.0))
-    return Table(rows)
-
-
-def verdict(test, predicts, values, **more):
-    claim = {"says": "x", "test": test, "predicts": predicts} | more
-    return judge(read_claims({"c": claim}, SCOPE)[0], table_of(values))
-
 
 MEDIAN = {"median": {"quantity": "error", "arm": "a", "at": {"n": 10}}}
 TIGHT = {("a", 10, "error"): [0.30, 0.31, 0.29, 0.305, 0.295, 0.3, 0.302, 0.298]}
@@ -121,18 +102,6 @@ def test_shares_have_exact_intervals():
     assert found.interval.estimate == 7 / 8
     assert found.interval.low == pytest.approx(0.4735, abs=1e-4)
     assert found.verdict == "undecided"
-
-
-def test_bootstrap_intervals_cover(monkeypatch):
-    """The 95 % interval of a median of 25 draws covers the truth in 92 to 98 % of 300 repeats."""
-    monkeypatch.setattr(stats, "RESAMPLES", 399)
-    rng = np.random.default_rng(1)
-    hits = 0
-    for k in range(300):
-        sample = rng.normal(0, 1, 25)
-        found = stats.over_seeds(lambda s, sample=sample: float(np.median(sample[s])), 25, str(k))
-        hits += found.low <= 0 <= found.high
-    assert 276 <= hits <= 294
 
 
 def test_verdicts_are_reproducible():

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from flattrain.lab.recipe import Recipe
+from flattrain.lab.registration import said
 from flattrain.lab.summary import interval_text, number
 from flattrain.lab.verdicts import Verdict
 
@@ -34,5 +35,5 @@ def write_page(path: Path, recipe: Recipe, record: dict[str, Any], verdicts: lis
             refuted,
         )
         lines.append("| " + " | ".join(str(c).replace("|", "\\|") for c in cells) + " |")
-    lines += ["", f"```\n{record['command']}\n```", "", f"Trial {record['key']}."]
+    lines += ["", f"```\n{record['command']}\n```", "", f"Trial {record['key']}. {said(record)}".rstrip()]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -22,6 +22,7 @@ from flattrain.rules.compose import compose
 from flattrain.training import fused, loop, objective
 from flattrain.training.averaging import averaged
 from flattrain.training.compiled import too_few
+from flattrain.training.divergence import lost, watched
 from flattrain.training.evaluate import chunks, contrast_on, evaluate
 from flattrain.training.objective import Penalty
 from flattrain.training.stacked import Seeds, stacked_trainer
@@ -56,7 +57,8 @@ class Experiment:
             [{k: v.to(dtype) for k, v in start.items()} for start in starts],
             [self.model.buffers(self.module, split) for split in self.splits],
         )
-        self.trainer = self._trainer()
+        self.diverged: dict[int, int] = {}  # seed -> the step after which its weights were not finite
+        self.trainer = watched(self._trainer())
 
     def _trainer(self) -> Trainer:
         spec = self.spec
@@ -109,15 +111,23 @@ class Experiment:
         return choice.name, catalog.build(choice, probes=PROBES, clamp=clamp)
 
     def measure(self, state: State) -> loop.Rows:
-        """One row per seed and quantity, at the averaged weights where they are averaged."""
+        """One row per seed and quantity, at the averaged weights where they are averaged.
+
+        Of a seed that diverged nothing is measured: its rows are nan.
+        """
         rows: loop.Rows = []
         weights = averaged(state)
         wanted = self.measures(state.step == self.spec["train"]["steps"])
+        self.diverged = {self.seeds[k]: step for k, step in lost(state).items()}
         for k, (seed, split) in enumerate(zip(self.seeds, self.splits, strict=True)):
             params = trees.pick(weights, k)
             network = Network(self.module, self.criterion, params, self.stacked.buffers[k])
             for name, measure in wanted.items():
-                found = _estimate(measure, network, split, name, (seed, state.step))
+                found = (
+                    Estimate(math.nan, math.nan)
+                    if seed in self.diverged
+                    else _estimate(measure, network, split, name, (seed, state.step))
+                )
                 rows.append(
                     {
                         "seed": seed,
@@ -158,10 +168,10 @@ def _estimate(
 def run_cell(
     spec: dict[str, Any],
     root: str | None,
-    checkpoint: Path,
+    checkpoint: Path | None,
     progress: Callable[[int], None],
 ) -> dict[str, Any]:
-    """Train and measure one cell; resumes from `checkpoint`."""
+    """Train and measure one block of a cell's seeds; resumes from `checkpoint`, if it is to keep one."""
     began = time.monotonic()
     experiment = Experiment(spec, root)
     rows = loop.run(
@@ -175,6 +185,10 @@ def run_cell(
         "rows": rows,
         "backend": experiment.trainer.backend,
         "definitions": experiment.definitions(),
+        "diverged": [
+            {"seed": seed, "step": step, "why": f"the weights are not finite after step {step}"}
+            for seed, step in experiment.diverged.items()
+        ],
         "seconds": round(time.monotonic() - began, 3),
     }
 

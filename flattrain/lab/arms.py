@@ -72,7 +72,8 @@ def arm_cells(
             finals.append(Cell(arm, point, spec))
             if tune:
                 need_validation(spec, list(BY), f"arms.{arm}.tune")
-                trials.append(Cell(arm, point, spec | _of_a_trial(tune, spec)))
+                tries = ", ".join(f"{path}={value}" for path, value in setting.items())
+                trials.append(Cell(arm, point, spec | _of_a_trial(tune, spec), f"trying {tries}"))
         cells.append(finals[0])
         if tune:
             tunings.append(Tuning(tune, tuple(trials), tuple(finals)))

@@ -20,10 +20,12 @@ class Cell:
     arm: str
     point: dict[str, Any]
     spec: dict[str, Any]
+    tries: str = ""  # of a trial: the setting, in words
 
     @property
     def label(self) -> str:
-        return " ".join([self.arm, *(f"{k}={v}" for k, v in self.point.items())])
+        parts = [self.arm, *(f"{k}={v}" for k, v in self.point.items()), self.tries]
+        return " ".join(part for part in parts if part)
 
     @property
     def key(self) -> str:

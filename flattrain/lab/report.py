@@ -12,6 +12,7 @@ import numpy as np
 
 from flattrain.lab import figures, tuning_table
 from flattrain.lab.recipe import Recipe
+from flattrain.lab.registration import said
 from flattrain.lab.results import Table
 from flattrain.lab.summary import interval_text, number
 from flattrain.lab.verdicts import Verdict
@@ -63,6 +64,7 @@ def write_report(
         f"<h1>{_e(recipe.title)}</h1>",
         f'<p class="question">{_e(recipe.question)}</p>',
         f'<p class="small">{_e(recipe.paper)} · {recipe.seeds} seeds · {_e(record["started"])}</p>',
+        f'<p class="small">{_e(said(record))}</p>' if said(record) else "",
         "<h2>What was found</h2>",
         _counts(verdicts),
         *shown[:1],

@@ -24,6 +24,7 @@ from flattrain.rules.compose import compose
 from flattrain.training import fused, loop, objective
 from flattrain.training.averaging import averaged
 from flattrain.training.compiled import too_few
+from flattrain.training.divergence import lost, watched
 from flattrain.training.evaluate import chunks, contrast_on, evaluate
 from flattrain.training.evaluations import Cost
 from flattrain.training.objective import Penalty
@@ -64,7 +65,8 @@ class Experiment:
         size = spec["train"]["batch_size"]
         x, y = self.stacked.x[0][:size], self.stacked.y[0][:size]
         self.cost = Cost(self._rule(None), self.stacked.params[0], x, y)
-        self.trainer = self._trainer()
+        self.diverged: dict[int, int] = {}  # seed -> the step after which its weights were not finite
+        self.trainer = watched(self._trainer())
 
     def _trainer(self) -> Trainer:
         spec = self.spec
@@ -119,17 +121,25 @@ class Experiment:
         return choice.name, catalog.build(choice, probes=PROBES, clamp=clamp)
 
     def measure(self, state: State) -> loop.Rows:
-        """One row per seed and quantity, at the averaged weights where they are averaged."""
+        """One row per seed and quantity, at the averaged weights where they are averaged.
+
+        Of a seed that diverged nothing is measured: its rows are nan.
+        """
         rows: loop.Rows = []
         weights = averaged(state)
         wanted = self.measures(state.step == self.spec["train"]["steps"])
+        self.diverged = {self.seeds[k]: step for k, step in lost(state).items()}
         for k, (seed, split) in enumerate(zip(self.seeds, self.splits, strict=True)):
             params = trees.pick(weights, k)
             taken = self.cost.until(state.step)
             rows.append(_row(seed, state.step, EVALUATIONS, Estimate(taken)))
             network = Network(self.module, self.criterion, params, self.stacked.buffers[k])
             for name, measure in wanted.items():
-                found = _estimate(measure, network, split, name, (seed, state.step))
+                found = (
+                    Estimate(math.nan, math.nan)
+                    if seed in self.diverged
+                    else _estimate(measure, network, split, name, (seed, state.step))
+                )
                 rows.append(_row(seed, state.step, name, found))
         return rows
 
@@ -183,10 +193,10 @@ def _examples(split: Split, quantity: str) -> tuple[Tensor, Tensor]:
 def run_cell(
     spec: dict[str, Any],
     root: str | None,
-    checkpoint: Path,
+    checkpoint: Path | None,
     progress: Callable[[int], None],
 ) -> dict[str, Any]:
-    """Train and measure one cell; resumes from `checkpoint`."""
+    """Train and measure one block of a cell's seeds; resumes from `checkpoint`, if it is to keep one."""
     began = time.monotonic()
     experiment = Experiment(spec, root)
     rows = loop.run(
@@ -200,6 +210,10 @@ def run_cell(
         "rows": rows,
         "backend": experiment.trainer.backend,
         "definitions": experiment.definitions(),
+        "diverged": [
+            {"seed": seed, "step": step, "why": f"the weights are not finite after step {step}"}
+            for seed, step in experiment.diverged.items()
+        ],
         "seconds": round(time.monotonic() - began, 3),
     }
 

@@ -11,7 +11,7 @@ from typing import Any
 
 OPEN = (
     "problem", "model", "rule", "penalties", "step_size", "average", "tune", "arms", "grid", "measures",
-    "claims", "figures",
+    "claims", "figures", "execute",
 )  # fmt: skip
 
 
@@ -65,6 +65,8 @@ class RecipeSchema:
     backend: str = "auto"
     jobs: int = 0
     out: str | None = None
+    store: str | None = None
+    execute: Any = "local"
     tracking: str = "none"
     dry_run: bool = False
     data: DataSchema = field(default_factory=DataSchema)

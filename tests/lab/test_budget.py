@@ -6,8 +6,8 @@ import pytest
 
 from flattrain.lab import results
 from flattrain.lab.budget import affordable
+from flattrain.lab.cells import rows_of
 from flattrain.lab.compose import composed
-from flattrain.lab.execute import rows_of
 from flattrain.lab.run import run_cell
 from flattrain.lab.verdicts import judge_all
 from recipes import call, write

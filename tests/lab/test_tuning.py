@@ -13,8 +13,8 @@ from tuned_recipe import TUNED
 
 from flattrain.lab import tuning_table
 from flattrain.lab.budget import affordable
+from flattrain.lab.cells import rows_of
 from flattrain.lab.compose import composed
-from flattrain.lab.execute import rows_of
 from flattrain.lab.recipe import read
 from flattrain.lab.results import Row
 from flattrain.lab.run import run_cell
@@ -277,6 +277,8 @@ def test_a_study_in_two_stages(tmp_path, monkeypatch, capsys):
     assert b"1000000" not in table  # the trials' rows are not among the verdict's
     cells = sorted((tmp_path / "run" / "cells").glob("*.json"))
     assert len(cells) == 9
+    code, out, _ = call(capsys, "recipe=tiny", "out=run", "dry_run=true")
+    assert code == 0 and "second stage: 3 cells, of which 0 are to be run" in out
     for cell in cells[::4]:
         cell.unlink()
     code, _, err = call(capsys, *command)

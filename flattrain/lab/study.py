@@ -22,6 +22,7 @@ from flattrain.lab.execute import (
     run_cells,
     steps_of,
 )
+from flattrain.lab.executors.job import Executor
 from flattrain.lab.page import write_page
 from flattrain.lab.progress import duration, progress_bar
 from flattrain.lab.recipe import Recipe, read
@@ -48,13 +49,19 @@ def store_of(recipe: Recipe) -> Store:
     return Store(Path(given) if given else Path(recipe.raw["out"] or "runs") / "cells")
 
 
-def study(recipe: Recipe, command: str) -> int:
-    """Run (or resume) the recipe; print the verdicts."""
+def try_in_small(recipe: Recipe) -> Executor:
+    """Refuse here and now what could not run; the executor that is to run it."""
     if recipe.raw["tracking"] not in ("none", "wandb"):
         raise Refused(f"tracking must be one of none, wandb, got {recipe.raw['tracking']!r}")
     executor = executor_of(recipe)
+    preflight(missing(recipe, store_of(recipe)), recipe.raw["data"]["root"])
+    return executor
+
+
+def study(recipe: Recipe, command: str) -> int:
+    """Run (or resume) the recipe; print the verdicts."""
+    executor = try_in_small(recipe)
     folder, store = folder_of(recipe), store_of(recipe)
-    preflight(missing(recipe, store), recipe.raw["data"]["root"])
     with locked(folder):
         record = _open_record(folder, recipe, command)
         track = tracker(recipe.raw["tracking"], recipe, folder)

@@ -51,14 +51,22 @@ def store_of(recipe: Recipe) -> Store:
     return Store(Path(given) if given else Path(recipe.raw["out"] or "runs") / "cells")
 
 
-def study(recipe: Recipe, command: str) -> int:
-    """Run (or resume) the recipe; print the verdicts."""
+def try_in_small(recipe: Recipe) -> Executor:
+    """Refuse here and now what could not run; the executor that is to run it."""
     if recipe.raw["tracking"] not in ("none", "wandb"):
         raise Refused(f"tracking must be one of none, wandb, got {recipe.raw['tracking']!r}")
     executor = executor_of(recipe)
     recipe = affordable(recipe)
+    store = store_of(recipe)
+    preflight([*missing(trials_of(recipe), store), *missing(recipe, store)], recipe.raw["data"]["root"])
+    return executor
+
+
+def study(recipe: Recipe, command: str) -> int:
+    """Run (or resume) the recipe; print the verdicts."""
+    recipe = affordable(recipe)
+    executor = try_in_small(recipe)
     folder, store, trials = folder_of(recipe), store_of(recipe), trials_of(recipe)
-    preflight([*missing(trials, store), *missing(recipe, store)], recipe.raw["data"]["root"])
     with locked(folder):
         record = _open_record(folder, recipe, command)
         track = tracker(recipe.raw["tracking"], recipe, folder)

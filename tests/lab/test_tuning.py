@@ -11,10 +11,11 @@ import pytest
 import torch
 from tuned_recipe import TUNED
 
-from flattrain.lab import tuning_table
+from flattrain.lab import results, study, tuning_table
 from flattrain.lab.budget import affordable
 from flattrain.lab.cells import rows_of
 from flattrain.lab.compose import composed
+from flattrain.lab.executors.job import work
 from flattrain.lab.recipe import read
 from flattrain.lab.results import Row
 from flattrain.lab.run import run_cell
@@ -255,34 +256,73 @@ def test_a_rule_in_a_list_is_named_by_its_place(tmp_path):
     assert rhos == [s["rule.1.sam.rho"] for s in recipe.tunings[1].spec.candidates]
 
 
-def test_a_study_in_two_stages(tmp_path, monkeypatch, capsys):
-    """From the command line; then with a cell of each stage lost, and the same table at the end."""
+class Killed(BaseException):
+    """Stands for a SIGKILL: nothing after it runs."""
+
+
+def executor(survives):
+    """Runs the jobs here, last first, and dies after so many of them."""
+    left = itertools.count(survives, -1)
+
+    def run(jobs, progress):
+        for k in reversed(range(len(jobs))):
+            if next(left) == 0:
+                raise Killed
+            yield k, work(jobs[k], progress)
+
+    return run
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
     write(tmp_path, TUNED)
     monkeypatch.chdir(tmp_path)
-    code, out, _ = call(capsys, "recipe=tiny", "dry_run=true")
+    return tmp_path
+
+
+def ends_of(folder):
+    record = json.loads((folder / "run.json").read_text())
+    return (folder / "results.csv").read_bytes(), (folder / "verdicts.json").read_bytes(), record["tuning"]
+
+
+def run_with(home, lr):
+    """The lines of a table of the arm sgd with this learning rate and without tuning."""
+    recipe = affordable(composed(["recipe=tiny", "tune=null", "arms.sam.tune=null", f"train.lr={lr}"]))
+    cell = recipe.cells[0]
+    rows = rows_of(cell, run_cell(cell.spec, None, home / "none.safetensors", lambda step: None))
+    return [line for line in results.write(rows, ()).splitlines() if line.startswith("sgd,")]
+
+
+def test_a_study_in_two_stages_however_often_it_is_killed(home, monkeypatch, capsys):
+    dies = iter([100, 100, 4, 4, 5])
+    monkeypatch.setattr(study, "executor_of", lambda recipe: executor(next(dies)))
+    code, out, _ = call(capsys, "recipe=tiny", "out=run", "dry_run=true")
     assert code == 0 and "# first stage, tuning: 6 cells" in out and "12 runs, 540 steps" in out
     assert "# second stage: 3 cells, of which 3 are to be run: 9 runs, 450 steps" in out
-    command = ["recipe=tiny", "out=run", "jobs=1"]
-    code, _, err = call(capsys, *command)
+    code, _, err = call(capsys, "recipe=tiny", "out=run")
     assert code == 0, err
-    record = json.loads((tmp_path / "run" / "run.json").read_text())
-    sgd, sam = record["tuning"]
-    assert sgd["chosen"] in [t["setting"] for t in sgd["trials"]] and len(sam["trials"]) == 3
+    table, _, (sgd, sam) = ends_of(home / "run")
     means = [t["mean"] for t in sgd["trials"]]
     assert sgd["chosen"] == sgd["trials"][means.index(min(means))]["setting"] and len(set(means)) == 3
-    report = (tmp_path / "run" / "report.html").read_text()
+    assert len(sam["trials"]) == 3 and sam["chosen"] in [t["setting"] for t in sam["trials"]]
+    report = (home / "run" / "report.html").read_text()
     assert "Settings that were tuned" in report and f"train.lr = {sgd['chosen']['train.lr']}" in report
-    assert "## Settings that were tuned" in (tmp_path / "run" / "report.md").read_text()
-    table = (tmp_path / "run" / "results.csv").read_bytes()
+    assert "## Settings that were tuned" in (home / "run" / "report.md").read_text()
     assert b"1000000" not in table  # the trials' rows are not among the verdict's
-    cells = sorted((tmp_path / "run" / "cells").glob("*.json"))
-    assert len(cells) == 9
+    by_hand = run_with(home, sgd["chosen"]["train.lr"])
+    mine = [line for line in table.decode().splitlines() if line.startswith("sgd,")]
+    assert mine == by_hand  # what the arm ran with is what was chosen
+    for chosen in (False, True):  # dies in the first stage, then in the second
+        with pytest.raises(Killed):
+            call(capsys, "recipe=tiny", "out=killed")
+        before = json.loads((home / "killed" / "run.json").read_text())["tuning"]
+        assert (before[0]["chosen"] is not None) == chosen and len(before[0]["trials"]) == 3
+    assert len(list((home / "killed" / "cells").glob("*.json"))) == 8
+    assert call(capsys, "recipe=tiny", "out=killed")[0] == 0
+    assert ends_of(home / "killed") == ends_of(home / "run")
+    assert next(dies, None) is None
+    monkeypatch.setattr(study, "executor_of", lambda recipe: executor(0))
     code, out, _ = call(capsys, "recipe=tiny", "out=run", "dry_run=true")
     assert code == 0 and "second stage: 3 cells, of which 0 are to be run" in out
-    for cell in cells[::4]:
-        cell.unlink()
-    code, _, err = call(capsys, *command)
-    assert code == 0 and (tmp_path / "run" / "results.csv").read_bytes() == table
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["tuning"] == record["tuning"]
     code, _, _ = call(capsys, "report", "run")
-    assert code == 0 and "Settings that were tuned" in (tmp_path / "run" / "report.html").read_text()
+    assert code == 0 and "Settings that were tuned" in (home / "run" / "report.html").read_text()

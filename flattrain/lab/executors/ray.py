@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,6 +25,8 @@ def ray(*, address: str | None = None, workers: Steps | None = None) -> Executor
     """Tasks on the cluster at `address`, or on one started here with `workers` processes, 0: one per core."""
     if importlib.util.find_spec("ray") is None:
         raise Refused("execute=ray: Ray is not installed; pip install 'flattrain[ray]'")
+    if address is not None and address != "auto":
+        _reach(address)
 
     def run(jobs: list[Job], on_steps: Progress) -> Iterator[tuple[int, str]]:
         cluster = _connect(address, workers or os.cpu_count() or 1)
@@ -47,6 +50,18 @@ def ray(*, address: str | None = None, workers: Steps | None = None) -> Executor
     return run
 
 
+def _reach(address: str) -> None:
+    """Ray itself tries for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise Refused(
+            f"execute=ray: no cluster at {address} ({error}); give HOST:PORT or ray://HOST:PORT, "
+            "or no address for workers on this machine"
+        ) from None
+
+
 def _connect(address: str | None, workers: int) -> Any:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # leave CUDA_VISIBLE_DEVICES alone
@@ -58,7 +73,7 @@ def _connect(address: str | None, workers: int) -> Any:
         cluster.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **own)
     except (ConnectionError, OSError, RuntimeError, ValueError) as error:
         first = (str(error).strip().splitlines() or [""])[0][:200]
-        raise Refused(f"execute=ray: no cluster at {address or 'this machine'}: {first}") from None
+        raise Refused(f"execute=ray: no cluster at {address or 'this machine'} ({first})") from None
     return cluster
 
 

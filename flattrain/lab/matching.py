@@ -1,7 +1,7 @@
 """Runs compared where they are equal: in training loss, in trace, in gradient evaluations. No torch here.
 
     when: {quantity: train_loss, at_most: 0.1}             at the first milestone at or below 0.1
-    when: {quantity: train_loss, equals: 0.1}              where it first passes 0.1, between milestones
+    when: {quantity: train_loss, equals: 0.1}              where it first falls to 0.1, between milestones
     when: {quantity: train_loss, equals: lowest_common}    the same at the lowest level that both arms reach
     when: {gradient_evaluations: 5000}                     equals: 5000 of that quantity
 
@@ -12,9 +12,10 @@ compared one, and milestones a, b next to one another with g on both sides of th
     q(x) = (1 − w) q_a + w q_b,     w = (s(x) − s(g_a)) / (s(g_b) − s(g_a)),
 
 s the logarithm where x, g_a and g_b are positive, else the identity; for gradient evaluations always that. A
-milestone with g = x is taken as it is. Of several passages the first counts, from either side.
+milestone with g = x is taken as it is. The first passage from above counts, as a trace often rises before it
+falls; of a quantity that never falls to x, the first from below.
 
-The lowest common level is found seed by seed: the larger of the two arms' smallest g over their milestones.
+The lowest common level is found seed by seed: the larger of the arms' smallest g, each from its largest on.
 """
 
 from __future__ import annotations
@@ -99,11 +100,14 @@ def matched(
 def lowest_common(gates: Sequence[Series]) -> dict[int, float]:
     """seed -> the lowest level that the runs of all arms reach, for the seeds that all of them have."""
     seeds = set.intersection(*(set(series) for series in gates))
-    lows = {
-        s: [min((r.value for r in series[s] if math.isfinite(r.value)), default=math.nan) for series in gates]
-        for s in sorted(seeds)
-    }
+    lows = {s: [_low(series[s]) for series in gates] for s in sorted(seeds)}
     return {s: max(each) if all(map(math.isfinite, each)) else math.nan for s, each in lows.items()}
+
+
+def _low(rows: list[Row]) -> float:
+    """The smallest value from the largest on: where it was before it rose is no level that it has reached."""
+    values = [r.value for r in rows if math.isfinite(r.value)]
+    return min(values[values.index(max(values)) :]) if values else math.nan
 
 
 def _first_below(gate: list[Row], rows: list[Row], level: float) -> float:
@@ -113,17 +117,19 @@ def _first_below(gate: list[Row], rows: list[Row], level: float) -> float:
 
 
 def _between(gate: list[Row], rows: list[Row], level: float, straight: bool) -> float:
-    """The quantity where the gate first passes the level; of the milestones that have both."""
+    """The quantity where the gate falls, else rises, to the level; of the milestones that have both."""
     found = {r.step: r.value for r in rows}
     both = [(r.value, found[r.step]) for r in gate if r.step in found]
     if both and both[0][0] == level:
         return both[0][1]
-    for (g_a, q_a), (g_b, q_b) in pairwise(both):
+    passages = list(pairwise(both))
+    falls = [(a, b) for a, b in passages if a[0] > level >= b[0]]
+    rises = [(a, b) for a, b in passages if a[0] < level <= b[0]]
+    for (g_a, q_a), (g_b, q_b) in (falls or rises)[:1]:
         if g_b == level:
             return q_b
-        if min(g_a, g_b) < level < max(g_a, g_b) and math.isfinite(g_a + g_b):
-            logs = not straight and min(g_a, g_b) > 0
-            a, b, x = (math.log(v) if logs else v for v in (g_a, g_b, level))
-            w = (x - a) / (b - a)
-            return (1 - w) * q_a + w * q_b
+        logs = not straight and min(g_a, g_b) > 0
+        a, b, x = (math.log(v) if logs else v for v in (g_a, g_b, level))
+        w = (x - a) / (b - a)
+        return (1 - w) * q_a + w * q_b
     return math.nan

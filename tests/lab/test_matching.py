@@ -85,13 +85,15 @@ def series(gate, values):
     ("gate", "values", "level", "expected"),
     [
         ([4, 1, 4], [0, 10, 90], 2, 5.0),  # the first passage, half-way in the logarithm
-        ([1, 4, 1], [0, 10, 90], 2, 5.0),  # from below
+        ([1, 4, 1], [0, 10, 90], 2, 50.0),  # from above, not where it rises
+        ([1, 4], [0, 10], 2, 5.0),  # it only rises
         ([3, -1], [0, 8], 1, 4.0),  # not in the logarithm below 0
         ([2, 5], [7, 8], 2, 7.0),
         ([5, 2, 2], [7, 8, 9], 2, 8.0),
         ([5, 4, 3], [1, 2, 3], 2, math.nan),
         ([5, math.nan, 1], [1, 2, 3], 2, math.nan),
         ([5, math.inf, 3, 1], [1, 2, 3, 4], 4, math.nan),
+        ([3, math.inf, 4, 1], [1, 2, 3, 4], 4, 3.0),
         ([4, 1], [math.nan, 3], 2, math.nan),
         ([4, 1], [3], 2, math.nan),  # measured at the start alone
     ],
@@ -105,6 +107,23 @@ def test_matching_does_not_depend_on_the_unit_of_the_gate():
     plain = matched(series([8, 1], [0, 3]), "q", ("a", ()), {"quantity": "g", "equals": 2})
     divided = {"quantity": "g", "equals": 0.2, "divided_by": 10}
     assert matched(series([8, 1], [0, 3]), "q", ("a", ()), divided) == pytest.approx(plain) == {0: 2.0}
+
+
+def test_a_trace_that_rises_first_is_matched_where_it_falls():
+    """At the start both arms are the same net: the smallest trace they share, and nothing to compare."""
+    curves = {"a": ([1, 50, 20, 8], [0.9, 0.5, 0.2, 0.1]), "b": ([1, 40, 10, 5], [0.9, 0.6, 0.4, 0.3])}
+    rows = [
+        Row(arm, (), 0, k, quantity, value, 0.0)
+        for arm, both in curves.items()
+        for quantity, values in zip(("trace", "error"), both, strict=True)
+        for k, value in enumerate(values)
+    ]
+    found, runs = Table(rows), [("a", ()), ("b", ())]
+    assert lowest_common([found.series("trace", *run) for run in runs]) == {0: 8}
+    when = {"quantity": "trace", "equals": "lowest_common"}
+    a, b = (matched(found, "error", run, when, runs)[0] for run in runs)
+    w = math.log(8 / 10) / math.log(5 / 10)
+    assert a == 0.1 and b == pytest.approx(0.4 + w * (0.3 - 0.4))
 
 
 def test_a_seed_that_diverged_has_no_common_level():

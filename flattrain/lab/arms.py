@@ -50,7 +50,8 @@ def arm_cells(
             raise Refused(f"arms.{arm}.grid: unknown axis {axis!r}{suggest(str(axis), axes)}")
         need_values(f"arms.{arm}.grid.{axis}", values)
     ranges = {axis: grid.get(axis, default) for axis, (_, default) in axes.items()}
-    base = {key: raw[key] for key in ARM_KEYS if key != "grid"}
+    # Runs of before there was tuning have no such key.
+    base = {"tune": None} | {key: raw[key] for key in ARM_KEYS if key in raw and key != "grid"}
     merged = merge(base, {k: v for k, v in changes.items() if k != "grid"})
     seeds = range(raw["first_seed"], raw["first_seed"] + raw["seeds"])
     keys = {axis: key for axis, (key, _) in axes.items()}

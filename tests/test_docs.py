@@ -7,8 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
+from flattrain.lab.claim_tests import TESTS
+from flattrain.lab.claims import read_claims
 from flattrain.lab.compose import composed
+from flattrain.lab.scope import Scope
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -57,6 +61,17 @@ def test_every_shipped_recipe_and_preset_is_accepted(monkeypatch):
             composed([f"recipe={path}", f"preset={preset}"])
         count += 1
     assert count >= 2
+
+
+def test_the_page_on_claims_has_every_test_and_its_example_is_accepted():
+    page = ROOT / "docs" / "claims-and-statistics.md"
+    listed = re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`.*?) \|", page.read_text("utf-8"), re.M)))
+    assert set(TESTS) <= set(listed)
+    assert {"says", "source", "setting", "level", "sides", "family", "void_unless"} <= set(listed)
+    (text,) = blocks(page, "yaml")
+    scope = Scope(("sgd",), {"n": {1, 2}, "lr": {1, 2}}, ("gauss_newton_trace", "test_error"))
+    (claim,) = read_claims(OmegaConf.to_container(OmegaConf.create(text))["claims"], scope)
+    assert claim.family == "traces" and claim.level == 0.95
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

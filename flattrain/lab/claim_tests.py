@@ -41,7 +41,7 @@ def check_test(kind: str, settings: Any, where: str, scope: Scope) -> None:
     keys = TESTS[kind]
     check_keys(settings, keys, where)
     for key in _NEEDED:
-        if key in keys and key not in settings:
+        if key in keys and settings.get(key) is None:
             raise Refused(f"{where}: {key} is missing")
     if "quantity" in keys:
         scope.need_quantity(settings.get("quantity"), f"{where}.quantity")

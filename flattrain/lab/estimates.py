@@ -19,7 +19,7 @@ from flattrain.lab.scope import ARM
 from flattrain.lab.selection import NoRows, Runs, Void, arms_of, cells, pair, runs, values
 from flattrain.lab.statistics.bootstrap import bootstrap
 from flattrain.lab.statistics.factorial import effect
-from flattrain.lab.statistics.granulated import granulated
+from flattrain.lab.statistics.granulated import granulated, step
 from flattrain.lab.statistics.information import conditional_information
 from flattrain.lab.statistics.interval import Interval, Values
 from flattrain.lab.statistics.jackknife import jackknife, unbiased_jackknife
@@ -37,9 +37,17 @@ Z95 = 1.959963984540054
 
 def estimate(kind: str, spec: dict[str, Any], table: Table, name: str, level: float) -> Interval:
     """The test `kind` on the table; `name` keys the generator of what is resampled."""
-    if kind == "spread":
-        return _spread(spec, table, name, level)
-    return _TESTS[kind](spec, table, level)
+    with np.errstate(
+        over="ignore", invalid="ignore"
+    ):  # values near the largest number: the ends are infinite
+        found = _TESTS[kind](spec, table, level) if kind != "spread" else _spread(spec, table, name, level)
+    if not math.isfinite(found.estimate):
+        raise Void("the values are too large to compute with")
+    ends = (
+        -math.inf if math.isnan(found.low) else found.low,
+        math.inf if math.isnan(found.high) else found.high,
+    )
+    return Interval(found.estimate, *ends, found.n)
 
 
 def _one(spec: dict[str, Any], table: Table) -> Values:
@@ -163,7 +171,8 @@ def _granulated(spec: dict[str, Any], table: Table, level: float) -> Interval:
         _less(spec, lambda x, s=s: granulated(seen.values[x][:, s], y[:, s], seen.settings, axes))  # type: ignore[misc]
         for s in range(seen.n)
     ]
-    return _cut(spec, mean(np.array(each), level))
+    coefficients = 2 if spec.get("minus") is not None else 1
+    return _cut(spec, mean(np.array(each), level, coefficients * step(seen.settings, axes)))
 
 
 def _axes(spec: dict[str, Any], seen: Runs) -> list[str]:

@@ -110,7 +110,7 @@ def runs(table: Table, spec: Mapping[str, Any], variables: Sequence[str]) -> Run
     columns: dict[str, list[Values]] = {v: [] for v in variables}
     seeds: list[int] = sorted({row.seed for row in table.rows})
     for arm, point in chosen:
-        for variable in variables:
+        for variable in columns:
             if variable in measured:
                 found = by_seed(table, variable, arm, point, spec.get("when"))
                 if sorted(found) != seeds:

@@ -29,6 +29,14 @@ def along(x: Values, y: Values, settings: Sequence[Setting], axis: str) -> float
     return float(np.mean(taus)) if taus else None
 
 
+def step(settings: Sequence[Setting], axes: Sequence[str]) -> float:
+    """By how much Ψ changes at most when one pair of runs changes its order: Ψ takes values in such steps."""
+    sizes = [[len(group) for group in groups(settings, axis)] for axis in axes]
+    sizes = [of_axis for of_axis in sizes if of_axis]
+    changes = [2 / (m * (m - 1) / 2) / len(of_axis) for of_axis in sizes for m in of_axis]
+    return max(changes) / len(sizes) if sizes else 0.0
+
+
 def groups(settings: Sequence[Setting], axis: str) -> list[list[int]]:
     """Runs that agree in all but one axis, where at least two do."""
     found: dict[tuple[tuple[str, str], ...], list[int]] = {}

@@ -98,7 +98,7 @@ def correlated(rng, n, points, matrix):
     return np.einsum("ij,jpn->ipn", root, draw)
 
 
-@pytest.mark.parametrize(("n", "repeats"), [(5, 300), (8, 150), (20, 60), (50, 30)])
+@pytest.mark.parametrize(("n", "repeats"), [(5, 240), (8, 120), (20, 60), (50, 30)])
 def test_rank_correlations_over_clusters_cover(n, repeats):
     """Of normal variables τ = (2/π) asin ρ, for pairs within a seed as for pairs across."""
     rng = np.random.default_rng(n)
@@ -110,7 +110,7 @@ def test_rank_correlations_over_clusters_cover(n, repeats):
     for k in range(repeats):
         x, y, z = correlated(rng, n, 3, rho)
         found["pooled"].append(jackknife(lambda s, x=x, y=y: kendall(x[:, s].ravel(), y[:, s].ravel()), n))
-        if k < repeats // 2 and n < 20:
+        if k % 3 == 0 and n < 20:
             found["partial"].append(
                 jackknife(
                     lambda s, x=x, y=y, z=z: partial_kendall(
@@ -122,7 +122,7 @@ def test_rank_correlations_over_clusters_cover(n, repeats):
     noise = 2.5 * math.sqrt(0.95 * 0.05 / repeats)
     assert 0.94 - noise <= covered(found["pooled"], truth["pooled"]) <= 0.96 + noise
     if found["partial"]:
-        noise *= math.sqrt(2)
+        noise *= math.sqrt(3)
         assert 0.94 - noise <= covered(found["partial"], truth["partial"]) <= 0.96 + noise
 
 

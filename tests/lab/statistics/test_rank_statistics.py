@@ -11,7 +11,7 @@ from scipy import stats
 from sklearn.metrics import mutual_info_score
 
 from flattrain.lab.statistics.factorial import effect
-from flattrain.lab.statistics.granulated import along, granulated
+from flattrain.lab.statistics.granulated import along, granulated, step
 from flattrain.lab.statistics.information import conditional_information, normalised_information
 from flattrain.lab.statistics.interval import Interval
 from flattrain.lab.statistics.kendall import kendall, partial_kendall, stratified_kendall
@@ -77,6 +77,9 @@ def test_granulated_kendall_is_the_mean_over_groups_of_a_table():
         assert along(frame.x.to_numpy(), frame.y.to_numpy(), GRID, axis) == pytest.approx(parts[-1])
     found = granulated(frame.x.to_numpy(), frame.y.to_numpy(), GRID, AXES)
     assert found == pytest.approx(np.mean(parts))
+    assert step(GRID, ["d"]) == pytest.approx(2 / 9)  # nine pairs, each 1 or −1
+    assert step(GRID, ["w"]) == pytest.approx(2 / 3 / 6)  # six groups of three pairs
+    assert step(GRID, AXES) == pytest.approx(2 / 9 / 3) and step(GRID[:1], AXES) == 0
 
 
 def test_a_measure_that_follows_one_axis_has_a_small_granulated_coefficient():

@@ -9,6 +9,7 @@ import copy
 import hashlib
 import itertools
 import json
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +21,7 @@ from flattrain.lab.figures_spec import FigureSpec, read_figures
 from flattrain.lab.spec import TRAIN, cell_spec, need, need_one_of
 from flattrain.ranges import Refused, suggest
 
+MOST = 10_000  # seeds, milestones or cells: beyond it is a slip of the keyboard
 ARM_KEYS = (
     "problem", "model", "rule", "penalties", "train", "step_size", "average", "precision", "grid"
 )  # fmt: skip
@@ -91,6 +93,9 @@ def code_digest() -> str:
 def read(name: str, raw: dict[str, Any]) -> Recipe:
     """Check every key and value of a composed recipe."""
     need("seeds", raw["seeds"], "Count")
+    for key, value in (("seeds", raw["seeds"]), ("train.milestones", raw["train"]["milestones"])):
+        if isinstance(value, int) and value > MOST:
+            raise Refused(f"{key} must be at most {MOST:,}, got {value}")
     need("first_seed", raw["first_seed"], "Steps")
     need("jobs", raw["jobs"], "Steps")
     need_one_of("precision", raw["precision"], ("float32", "float64"))
@@ -185,6 +190,9 @@ def _cells(
     ranges = {axis: own.get(axis, default) for axis, (_, default) in axes.items()}
     base = {key: raw[key] for key in ARM_KEYS if key != "grid"}
     merged = merge(base, {k: v for k, v in changes.items() if k != "grid"})
+    many = math.prod(len(values) for values in ranges.values())
+    if many > MOST:
+        raise Refused(f"grid: arm {arm} has {many:,} cells, at most {MOST:,}")
     out = []
     for combination in itertools.product(*ranges.values()):
         point = dict(zip(ranges, combination, strict=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from typing import Any
 
 from flattrain.lab.cell import Cell, Tuning
@@ -11,6 +12,7 @@ from flattrain.lab.spec import cell_spec, need_validation
 from flattrain.lab.tune_spec import BY, TuneSpec, read_tune
 from flattrain.ranges import Refused, suggest
 
+MOST = 10_000  # seeds, milestones, cells or trials: beyond it is a slip of the keyboard
 ARM_KEYS = (
     "problem", "model", "rule", "penalties", "train", "step_size", "average", "precision", "tune", "grid"
 )  # fmt: skip
@@ -56,6 +58,10 @@ def arm_cells(
     seeds = range(raw["first_seed"], raw["first_seed"] + raw["seeds"])
     keys = {axis: key for axis, (key, _) in axes.items()}
     tune = read_tune(merged["tune"], f"arms.{arm}.tune", name, keys, seeds)
+    many = math.prod(len(values) for values in ranges.values())
+    for what, count in (("cells", many), ("trials", many * len(tune.candidates) if tune else 0)):
+        if count > MOST:
+            raise Refused(f"grid: arm {arm} has {count:,} {what}, at most {MOST:,}")
     cells, tunings = [], []
     for combination in itertools.product(*ranges.values()):
         point = dict(zip(ranges, combination, strict=True))

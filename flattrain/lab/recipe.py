@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flattrain.lab import catalog
-from flattrain.lab.arms import arm_cells, names, need_values
+from flattrain.lab.arms import MOST, arm_cells, names, need_values
 from flattrain.lab.cell import Cell, Tuning, digest, place
 from flattrain.lab.claims import Claim, read_claims, read_correction
 from flattrain.lab.figures_spec import FigureSpec, read_figures
@@ -44,6 +44,9 @@ class Recipe:
 def read(name: str, raw: dict[str, Any]) -> Recipe:
     """Check every key and value of a composed recipe."""
     need("seeds", raw["seeds"], "Count")
+    for key, value in (("seeds", raw["seeds"]), ("train.milestones", raw["train"]["milestones"])):
+        if isinstance(value, int) and value > MOST:
+            raise Refused(f"{key} must be at most {MOST:,}, got {value}")
     need("first_seed", raw["first_seed"], "Steps")
     need("jobs", raw["jobs"], "Steps")
     need_one_of("precision", raw["precision"], ("float32", "float64"))

@@ -9,6 +9,7 @@ itself with that combination's words, so a job is the run that its own words wou
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,8 @@ QUIET = [
 
 def sweep(words: list[str]) -> int:
     """Check every job, then launch them all; the worst of their exit codes."""
-    ours = [word for word in words if not word.startswith(HYDRA)]
-    launching = [word for word in words if word.startswith(HYDRA)]
+    ours = [word for word in words if not word.lstrip("+~").startswith(HYDRA)]
+    launching = [word for word in words if word.lstrip("+~").startswith(HYDRA)]
     jobs = combinations(ours)
     recipes = [composed(job) for job in jobs]
     _need_folders_of_their_own(jobs, recipes)
@@ -94,6 +95,9 @@ def _launched(jobs: list[list[str]], launching: list[str]) -> list[int]:
     numbers = ",".join(str(k) for k in range(len(jobs)))
     given = {word.partition("=")[0] for word in launching}
     quiet = [word for word in QUIET if word.partition("=")[0] not in given]
+    if "hydra/launcher=ray" in launching:
+        quiet.append("+hydra.launcher.ray.init.include_dashboard=false")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         hydra = Hydra.create_main_hydra2("flattrain", create_config_search_path(None))
         returned = hydra.multirun(

@@ -70,6 +70,8 @@ def read_tune(table: Any, where: str, name: str, axes: Mapping[str, str], verdic
             f"{where}.by must be one of {', '.join(BY)}, got {by!r}: what is chosen is chosen on validation "
             "examples"
         )
+    if seeds > MOST:
+        raise Refused(f"{where}.seeds must be at most {MOST:,}, got {seeds}")
     first = int(table.get("first_seed", FIRST_SEED))
     shared = range(max(first, verdict.start), min(first + seeds, verdict.stop))
     if shared:

@@ -11,20 +11,7 @@ from flattrain.lab.cells import SEEDS_TOGETHER, Store, blocks
 from flattrain.lab.compose import composed
 from flattrain.lab.execute import missing
 from flattrain.lab.study import store_of
-from recipes import call, write
-
-ARMS = "{plain: {model: {two_layer: {width: 7}}}}"
-ONE_ARM = f"""
-problem: {{dataset: {{parity: {{dim: 5, train: 12, test: 30}}}}, loss: squared_error}}
-train: {{lr: 0.02, batch_size: 4, steps: 20, milestones: 1}}
-seeds: 2
-arms: {ARMS}
-measures: {{along: [train_loss]}}
-"""
-CLAIM = """
-claims:
-  falls: {says: x, test: {median: {quantity: train_loss, arm: plain}}, predicts: {below: 1.0}}
-"""
+from recipes import ARMS, CLAIM, ONE_ARM, call, write
 
 
 @pytest.fixture

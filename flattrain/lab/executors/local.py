@@ -23,6 +23,10 @@ def local(*, workers: Steps | None = None) -> Executor:
     """At most `workers` processes at a time, 0 for one per core; the longest jobs first."""
 
     def run(jobs: list[Job], on_steps: Progress) -> Iterator[tuple[int, str]]:
+        if multiprocessing.get_start_method(allow_none=True) not in multiprocessing.get_all_start_methods():
+            multiprocessing.set_start_method(
+                "spawn", force=True
+            )  # joblib's own, in which children cannot begin
         context = multiprocessing.get_context("spawn")
         slots = context.Array("q", len(jobs), lock=False)
         count = min(len(jobs), workers or os.cpu_count() or 1)

@@ -43,9 +43,9 @@ $(READY): pyproject.toml constraints.txt
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
 	touch $@
 
-# The frameworks whose examples in docs/integrations.md are run: 190 MB, most of a minute.
+# The frameworks whose examples in docs/integrations.md are run, Ray and the launchers of sweeps.
 $(WITH_FRAMEWORKS): $(READY)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[integrations]' -c constraints.txt
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[integrations,sweeps,ray]' -c constraints.txt
 	touch $@
 
 clean:

@@ -45,8 +45,18 @@ _GIVEN = {
 }
 
 
+LONGEST = 500  # characters of a refusal
+
+
 class Refused(ValueError):
-    """Bad input, in one line: what offends, what is allowed, how to mend it."""
+    """Bad input, in one line: what offends, what is allowed, how to mend it.
+
+    What was given may be anything, so the line is cut in the middle where it is long.
+    """
+
+    def __init__(self, line: str) -> None:
+        whole = " ".join("".join(c if c.isprintable() else " " for c in str(line)).split())
+        super().__init__(whole if len(whole) <= LONGEST else f"{whole[: LONGEST - 153]} … {whole[-150:]}")
 
 
 def listed(names: Iterable[str], most: int = 15) -> str:

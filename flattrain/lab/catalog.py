@@ -111,6 +111,8 @@ MEASURES = {
     "test_loss": "measures.loss:loss",
     "train_error": "measures.loss:error",
     "test_error": "measures.loss:error",
+    "validation_loss": "measures.loss:loss",
+    "validation_error": "measures.loss:error",
     "two_layer_trace": "measures.two_layer_trace:two_layer_trace",
     "top_eigenvalue": "measures.top_eigenvalue:top_eigenvalue",
     "gap_estimate": "measures.generalisation_gap:gap_estimate",

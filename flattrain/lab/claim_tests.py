@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from flattrain.lab import matching
 from flattrain.lab.region import REGIONS, region
 from flattrain.lab.scope import ARM, Scope
 from flattrain.ranges import Refused, refusal, suggest
@@ -72,12 +73,11 @@ def check_test(kind: str, settings: Any, where: str, scope: Scope) -> None:
 
 
 def check_when(settings: dict[str, Any], where: str, scope: Scope) -> None:
-    """`when: {quantity, at_most}`: the first step at or below it is compared."""
+    """`when`: where the runs are compared, in one of the forms of `lab.matching`."""
     if settings.get("when") is None:
         return
-    check_condition(settings["when"], f"{where}.when", scope, arm=False)
-    if "at_most" not in settings["when"]:
-        raise Refused(f"{where}.when: give at_most; the first step at or below it is compared")
+    quantity = matching.check_when(settings["when"], f"{where}.when", rivals="versus" in settings)
+    scope.need_quantity(quantity, f"{where}.when.quantity")
 
 
 def check_condition(spec: Any, where: str, scope: Scope, arm: bool = True) -> None:

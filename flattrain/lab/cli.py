@@ -14,11 +14,13 @@ flattrain: does flatness lead to generalization? Recipes run the trial and give 
   python -m flattrain recipe=NAME                    run one; prints verdicts, writes report.html
   python -m flattrain recipe=NAME dry_run=true       what would run, and how long it would take
   python -m flattrain recipe=NAME KEY=VALUE ...      change it: seeds=20 train.lr=0.02 preset=full
+  python -m flattrain -m recipe=A,B KEY=V,W ...      one run for each combination of values
   python -m flattrain report RUN_DIR                 verdicts and report again, from the table alone
 
   recipe=NAME   a path to a .yaml, or a name from ./recipes or the package
   out=FOLDER    where results go (default runs/NAME-HASH); the same command resumes there
   jobs=N        processes (default: one per core)
+  execute=ray   run on a Ray cluster, {ray: {address: HOST:PORT}}, or on workers of this machine
   tracking=wandb   log to Weights & Biases: online when logged in, offline otherwise
   data.root=FOLDER   where data sets lie (default $FLATTRAIN_DATA, else a download)
 
@@ -58,6 +60,10 @@ def _run(words: list[str]) -> int:
         return _list(words[1:])
     if words[0] == "report":
         return _report(words[1:])
+    if words[0] in ("-m", "--multirun"):
+        from flattrain.lab.sweep import sweep
+
+        return sweep(words[1:])
     if "=" not in words[0] and not words[0].startswith("-"):
         raise Refused(f"unknown command {words[0]!r}{suggest(words[0], VERBS)}")
     from flattrain.lab.compose import composed

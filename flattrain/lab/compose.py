@@ -17,7 +17,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from flattrain.lab import library
-from flattrain.lab.recipe import Recipe, merge, read
+from flattrain.lab.arms import merge
+from flattrain.lab.recipe import Recipe, read
 from flattrain.lab.schema import OPEN, RecipeSchema
 from flattrain.ranges import Refused, suggest
 
@@ -66,7 +67,7 @@ def _parse(words: list[str]) -> list[Override]:
         if override.is_delete() or override.is_add() or override.is_force_add():
             raise Refused(f"{word!r}: keys are set, not added or deleted; {MEND}")
         if override.is_sweep_override():
-            raise Refused(f"{word!r}: one value per key; sweeps belong into the recipe's grid")
+            raise Refused(f"{word!r}: one value per key; -m runs one recipe for each, grid is for one study")
         out.append(override)
     keys = [str(o.key_or_group) for o in out]
     for key in keys:

@@ -1,32 +1,27 @@
-"""Running the cells of a recipe on local processes, so that whatever is killed can be run again.
+"""Which blocks of a recipe must run, and their results as they come in.
 
-Every finished cell is one file, written atomically under the cell's hash; a running one has a checkpoint.
-A second start finds both and does only what is missing. Workers end with their parent.
+Every finished block is one file, written atomically under the hash of its content; a running one has a
+checkpoint. A second start finds both and does only what is missing or changed, whatever was killed before.
 """
 
 from __future__ import annotations
 
 import fcntl
-import json
-import multiprocessing
 import os
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from typing import Any
 
+from flattrain.lab import catalog
+from flattrain.lab.cells import Block, Store, blocks
+from flattrain.lab.executors.job import Executor, Job
 from flattrain.lab.recipe import Cell, Recipe
-from flattrain.lab.results import Row
 from flattrain.ranges import Refused
 
-_progress: Any = None  # in a worker: steps done, one slot per cell
+EXECUTORS = {"local": "lab.executors.local:local", "ray": "lab.executors.ray:ray"}
 
 
 @contextmanager
@@ -47,150 +42,107 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def result_file(folder: Path, cell: Cell) -> Path:
-    return folder / "cells" / f"{cell.key}.json"
-
-
-def load_result(folder: Path, cell: Cell) -> dict[str, Any] | None:
-    """A finished cell, or None when there is no whole file."""
-    try:
-        found = json.loads(result_file(folder, cell).read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) and "rows" in found else None
-    except (OSError, ValueError):
-        return None
-
-
-def preflight(cells: list[Cell], root: str | None) -> None:
-    """Try each cell in small, here and now, so that nothing is written for a recipe that cannot run."""
+def preflight(todo: list[Block], root: str | None) -> None:
+    """Try each cell of these blocks in small, here and now: nothing is written for what cannot run."""
     import torch
 
     from flattrain.lab.run import check
 
     torch.set_num_threads(1)
     warnings = set()
-    for cell in cells:
+    for label, block in {block.cell.label: block for block in todo}.items():
         try:
-            warnings.add(check(cell.spec, root))
+            warnings.add(check(block.spec, root))
         except Refused as refused:
-            raise Refused(f"{cell.label}: {refused}") from None
+            raise Refused(f"{label}: {refused}") from None
     for warning in sorted(warnings - {""}):
         print(f"flattrain: {warning}", file=sys.stderr)
 
 
+def missing(recipe: Recipe, store: Store) -> list[Block]:
+    """The blocks without a result, each content once: two arms may ask for the same."""
+    found = {b.key: b for cell in recipe.cells for b in blocks(cell)}
+    return [block for block in found.values() if store.load(block) is None]
+
+
+def executor_of(recipe: Recipe) -> Executor:
+    """What `execute` names: local processes, or the tasks of a Ray cluster."""
+    choice = catalog.choose(EXECUTORS, recipe.raw["execute"], "execute")
+    built: Executor = catalog.build(choice, workers=recipe.raw["jobs"])
+    return built
+
+
 def run_cells(
     recipe: Recipe,
-    folder: Path,
+    store: Store,
+    executor: Executor,
     *,
-    jobs: int,
     on_progress: Callable[[int], None],
-    on_cell: Callable[[Cell, dict[str, Any]], None],
+    on_cell: Callable[[Cell, list[dict[str, Any]]], None],
 ) -> None:
-    """Run every cell that has no result yet; `on_progress` gets the steps done in all."""
-    (folder / "cells").mkdir(exist_ok=True)
-    todo, finished = [], 0
-    for cell in recipe.cells:
-        found = load_result(folder, cell)
-        if found is None:
-            todo.append(cell)
-        else:
-            finished += cell.steps
-            on_cell(cell, found)
+    """Run every block that has no result yet.
+
+    `on_progress` gets the steps done in all, `on_cell` each cell with the results of its blocks.
+    """
+    todo = missing(recipe, store)
+    if todo:
+        store.folder.mkdir(parents=True, exist_ok=True)
+    waiting = {block.key for block in todo}
+    finished = steps_of(recipe) - sum(block.steps for block in todo)
+    whole = [cell for cell in recipe.cells if not waiting & {b.key for b in blocks(cell)}]
+    rest = [cell for cell in recipe.cells if cell not in whole]
+
+    def report(cells: list[Cell]) -> None:
+        for cell in cells:
+            on_cell(cell, results_of(cell, store))
+
+    report(whole)
     on_progress(finished)
-    if not todo:
-        return
-    context = multiprocessing.get_context("spawn")
-    slots = context.Array("q", len(todo), lock=False)
-    # The longest first, so that the processes end together.
-    order = sorted(range(len(todo)), key=lambda k: -todo[k].steps)
-    workers = min(len(todo), jobs or os.cpu_count() or 1)
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(slots,)) as pool:
-        pending: dict[Future[None], Cell] = {}
-        for k in order:
-            job = (todo[k].spec, recipe.raw["data"]["root"])
-            pending[pool.submit(_work, k, job, str(result_file(folder, todo[k])))] = todo[k]
-        try:
-            while pending:
-                done, _ = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
-                on_progress(finished + sum(slots[:]))
-                for future in done:
-                    cell = pending.pop(future)
-                    try:
-                        future.result()
-                    except BrokenProcessPool:
-                        raise Refused(
-                            "a worker was killed (out of memory?); nothing is lost: the same command "
-                            "resumes, with jobs=1 it takes less memory"
-                        ) from None
-                    result = load_result(folder, cell)
-                    if result is None:
-                        raise Refused(f"{result_file(folder, cell)}: the result is gone; run again")
-                    on_cell(cell, result)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in multiprocessing.active_children():
-                process.terminate()
-            raise
+    root = recipe.raw["data"]["root"]
+    jobs = [Job(b.cell.label, b.steps, b.spec, root, str(store.checkpoint(b))) for b in todo]
+    for k, result in executor(jobs, lambda steps: on_progress(finished + steps)) if jobs else ():
+        store.save(todo[k], result)
+        waiting.discard(todo[k].key)
+        report([cell for cell in rest if not waiting & {b.key for b in blocks(cell)}])
+        rest = [cell for cell in rest if waiting & {b.key for b in blocks(cell)}]
 
 
-def _begin(slots: Any) -> None:
-    """In a new worker: one thread for the small nets, and no life after the parent's."""
-    global _progress
-    _progress = slots
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
-    import torch
-
-    torch.set_num_threads(1)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+def results_of(cell: Cell, store: Store) -> list[dict[str, Any]]:
+    """The results of a cell's blocks, all of which must be there."""
+    found = []
+    for block in blocks(cell):
+        result = store.load(block)
+        if result is None:
+            raise Refused(f"{store.file(block)}: the result of {cell.label} is gone; run again")
+        found.append(result)
+    return found
 
 
-def _end_with(sentinel: int) -> None:
-    wait_for([sentinel])
-    os._exit(1)
+def steps_of(recipe: Recipe) -> int:
+    """Steps of all blocks."""
+    return sum({b.key: b.steps for cell in recipe.cells for b in blocks(cell)}.values())
 
 
-def _work(slot: int, job: tuple[dict[str, Any], str | None], result: str) -> None:
-    from flattrain.lab.run import run_cell
-    from flattrain.training.checkpoint import write_atomically
-
-    path = Path(result)
-    checkpoint = path.with_suffix(".safetensors")
-
-    def progress(step: int) -> None:
-        _progress[slot] = step
-
-    found = run_cell(*job, checkpoint, progress)
-    write_atomically(path, json.dumps(found).encode())
-    checkpoint.unlink(missing_ok=True)
-
-
-def rows_of(cell: Cell, result: dict[str, Any]) -> list[Row]:
-    """A cell's rows with its arm and point."""
-    point = tuple((axis, str(value)) for axis, value in cell.point.items())
-    return [Row(cell.arm, point, **row) for row in result["rows"]]
-
-
-def estimate_seconds(recipe: Recipe, cells: list[Cell], jobs: int) -> float:
-    """Seconds that the cells would take, by timing a few steps and one measurement of each."""
+def estimate_seconds(todo: list[Block], root: str | None, jobs: int) -> float:
+    """Seconds that the blocks would take, by timing a few steps and one measurement of each."""
     import torch
 
     from flattrain.lab.run import Experiment
 
     torch.set_num_threads(1)
     total = 0.0
-    for cell in cells:
-        experiment = Experiment(cell.spec, recipe.raw["data"]["root"])
+    for block in todo:
+        experiment = Experiment(block.spec, root)
         state = experiment.trainer.init()
         began = time.perf_counter()
         experiment.measure(state)
         total += (time.perf_counter() - began) * len(experiment.stops())
-        target = min(cell.steps, 20)
+        target = min(block.steps, 20)
         if target:
             state = experiment.trainer.advance(state, target)  # warm up, compile
-            more = min(cell.steps, target + (20 if "vmap" in experiment.trainer.backend else 5000))
+            more = min(block.steps, target + (20 if "vmap" in experiment.trainer.backend else 5000))
             began = time.perf_counter()
             state = experiment.trainer.advance(state, more)
             steps = max(state.step - target, 1)
-            total += (time.perf_counter() - began) / steps * cell.steps
-    return total / min(len(cells) or 1, jobs or os.cpu_count() or 1)
+            total += (time.perf_counter() - began) / steps * block.steps
+    return total / min(len(todo) or 1, jobs or os.cpu_count() or 1)

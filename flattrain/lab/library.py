@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
+from omegaconf._utils import get_yaml_loader
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from flattrain.ranges import Refused, suggest
+
+MOST_BYTES, MOST_VALUES, DEEPEST = 100_000, 10_000, 30
+LARGEST = 10**300
 
 
 def folders() -> list[Path]:
@@ -49,15 +55,57 @@ def find(name: str) -> Path:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The YAML as a plain dict. Values only: no interpolation, no tags."""
+    """The YAML as a plain dict. Values only: no interpolation, no tags, no more than a person writes."""
     try:
-        raw = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except (OSError, UnicodeDecodeError, ValueError, YAMLError, OmegaConfBaseException) as error:
+        text = path.read_bytes()
+        if len(text) > MOST_BYTES:
+            raise Refused(f"{path}: not a recipe: {len(text):,} bytes, more than {MOST_BYTES:,}")
+        if _opened(text) > 2 * DEEPEST:  # the parser takes minutes for what it then finds too deep
+            raise Refused(f"{path}: not a recipe: nested too deep")
+        loaded = yaml.load(text, Loader=get_yaml_loader())
+        _need_small(loaded, path)
+        raw = OmegaConf.to_container(OmegaConf.create(loaded), resolve=False)
+    except Refused:
+        raise
+    except RecursionError:
+        raise Refused(f"{path}: not a readable recipe: nested too deep") from None
+    except (OSError, ValueError, TypeError, YAMLError, OmegaConfBaseException) as error:
         raise Refused(f"{path}: not a readable recipe: {_one_line(error)}") from None
     if not isinstance(raw, dict):
         raise Refused(f"{path}: a recipe is a table of keys, not a {type(raw).__name__}")
     _refuse_interpolation(raw, path.name)
     return {str(k): v for k, v in raw.items()}
+
+
+def _opened(text: bytes) -> int:
+    """How many brackets, or dashes of a list in a list, are open at once, at most."""
+    depth = deepest = 0
+    for byte in text:
+        depth += (byte in b"[{") - (byte in b"]}" and depth > 0)
+        deepest = max(deepest, depth)
+    dashes = max((len(found) // 2 for found in re.findall(rb"(?:[-?] )+", text)), default=0)
+    return max(deepest, dashes)
+
+
+def _need_small(loaded: Any, path: Path) -> None:
+    """A few lines of YAML can stand for more values than there is memory, or for themselves."""
+    left, values = [(loaded, 0)], 0
+    while left:
+        value, depth = left.pop()
+        values += 1
+        if values > MOST_VALUES or depth > DEEPEST:
+            much = f"more than {MOST_VALUES:,} values" if values > MOST_VALUES else f"deeper than {DEEPEST}"
+            raise Refused(f"{path}: not a recipe: {much}, with its aliases written out")
+        if isinstance(value, dict):
+            left += [(inner, depth + 1) for inner in value.values()]
+        elif isinstance(value, list | tuple | set):
+            left += [(inner, depth + 1) for inner in value]
+        elif isinstance(value, int) and abs(value) > LARGEST:
+            raise Refused(f"{path}: a number of more than 300 digits; write one that a float can hold")
+        elif not isinstance(value, str | int | float | None):
+            raise Refused(
+                f"{path}: a {type(value).__name__} is not a value of a recipe; quote it to make it text"
+            )
 
 
 def _one_line(error: BaseException) -> str:

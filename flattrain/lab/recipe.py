@@ -1,62 +1,24 @@
-"""From the keys of a recipe to its cells: arms × grid, each with everything that a run needs.
-
-A cell's spec is plain JSON, so it can be hashed, stored beside its results and sent to a worker.
-"""
+"""From the keys of a recipe to the checked recipe: cells, claims and figures."""
 
 from __future__ import annotations
 
-import copy
-import hashlib
-import itertools
-import json
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from flattrain.lab import catalog
+from flattrain.lab.arms import MOST, arm_cells, names, need_values
+from flattrain.lab.cell import Cell, Tuning, digest, place
 from flattrain.lab.claims import Claim, read_claims, read_correction
 from flattrain.lab.figures_spec import FigureSpec, read_figures
 from flattrain.lab.scope import Scope
-from flattrain.lab.spec import TRAIN, cell_spec, need, need_one_of
-from flattrain.ranges import Refused, suggest
-
-ARM_KEYS = (
-    "problem", "model", "rule", "penalties", "train", "step_size", "average", "precision", "grid"
-)  # fmt: skip
-NAMED = (
-    "dataset",
-    "model",
-    "rule",
-    "step_size",
-    "average",
-)  # tables with exactly one name: another name replaces it
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One arm at one grid point, for all seeds."""
-
-    arm: str
-    point: dict[str, Any]
-    spec: dict[str, Any]
-
-    @property
-    def label(self) -> str:
-        return " ".join([self.arm, *(f"{k}={v}" for k, v in self.point.items())])
-
-    @property
-    def key(self) -> str:
-        return digest([self.arm, self.point, self.spec, code_digest()])
-
-    @property
-    def steps(self) -> int:
-        return int(self.spec["train"]["steps"])
+from flattrain.lab.spec import EVALUATIONS, TRAIN, need, need_one_of
+from flattrain.lab.tune_spec import need_equal
+from flattrain.ranges import Refused
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A checked recipe."""
+    """A checked recipe. Until settings are chosen, the cells of tuned arms have the first candidate."""
 
     name: str
     title: str
@@ -69,30 +31,22 @@ class Recipe:
     correction: str
     figures: tuple[FigureSpec, ...]
     raw: dict[str, Any]
+    tunings: tuple[Tuning, ...] = ()
 
     @property
     def key(self) -> str:
-        """The trial's identity: cells, claims and the code that measures them."""
-        return digest([self.name, [c.key for c in self.cells], self.raw["claims"], self.correction])
-
-
-def digest(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-@lru_cache(maxsize=1)
-def code_digest() -> str:
-    """A hash of the code that produces numbers, so that old cells are not taken for new ones."""
-    package = Path(__file__).resolve().parent.parent
-    parts = [package / p for p in ("core", "problems", "measures", "rules", "training")]
-    files = sorted(f for p in parts for f in p.rglob("*.py"))
-    return digest([f.read_text(encoding="utf-8") for f in [*files, Path(__file__).with_name("run.py")]])
+        """The trial's identity: cells, candidates, claims and the code that measures them."""
+        tuned = {t.of: t.key for t in self.tunings}
+        keys = [tuned.get(place(c), c.key) for c in self.cells]
+        return digest([self.name, keys, self.raw["claims"], self.correction])
 
 
 def read(name: str, raw: dict[str, Any]) -> Recipe:
     """Check every key and value of a composed recipe."""
     need("seeds", raw["seeds"], "Count")
+    for key, value in (("seeds", raw["seeds"]), ("train.milestones", raw["train"]["milestones"])):
+        if isinstance(value, int) and value > MOST:
+            raise Refused(f"{key} must be at most {MOST:,}, got {value}")
     need("first_seed", raw["first_seed"], "Steps")
     need("jobs", raw["jobs"], "Steps")
     need_one_of("precision", raw["precision"], ("float32", "float64"))
@@ -107,10 +61,15 @@ def read(name: str, raw: dict[str, Any]) -> Recipe:
     axes = _axes(raw["grid"])
     measures = _measures(raw["measures"])
     cells: list[Cell] = []
+    tunings: list[Tuning] = []
     for arm, changes in raw["arms"].items():
-        cells += _cells(str(arm), changes or {}, raw, axes, measures)
+        made, tuned = arm_cells(name, str(arm), changes or {}, raw, axes, measures)
+        cells += made
+        tunings += tuned
+    stated = [str(a) for a, changes in raw["arms"].items() if "budget" in ((changes or {}).get("tune") or {})]
+    need_equal({t.of[0]: t.spec.runs for t in tunings}, stated)
     points = {axis: {c.point[axis] for c in cells if axis in c.point} for axis in axes}
-    quantities = tuple(name for part in ("along", "end") for name in _names(measures[part]))
+    quantities = (*names(measures["along"]), *names(measures["end"]), EVALUATIONS)
     scope = Scope(tuple(map(str, raw["arms"])), points, quantities)
     return Recipe(
         name,
@@ -124,6 +83,7 @@ def read(name: str, raw: dict[str, Any]) -> Recipe:
         read_correction(raw.get("correction", "none")),
         read_figures(raw["figures"], scope),
         raw,
+        tuple(tunings),
     )
 
 
@@ -132,17 +92,9 @@ def _axes(grid: Any) -> dict[str, tuple[str, list[Any]]]:
     for axis, entry in grid.items():
         if not isinstance(entry, dict) or set(entry) != {"key", "values"}:
             raise Refused(f"grid.{axis}: give key (a dotted path) and values (a list)")
-        _grid_values(f"grid.{axis}.values", entry["values"])
+        need_values(f"grid.{axis}.values", entry["values"])
         axes[str(axis)] = (str(entry["key"]), entry["values"])
     return axes
-
-
-def _grid_values(where: str, values: Any) -> None:
-    if not isinstance(values, list) or not values:
-        raise Refused(f"{where} must be a list of values, got {values!r}")
-    for value in values:
-        if not isinstance(value, str | int | float):
-            raise Refused(f"{where}: a grid value is a number, a text or true/false, got {value!r}")
 
 
 def _measures(spec: Any) -> dict[str, list[Any]]:
@@ -160,68 +112,3 @@ def _measures(spec: Any) -> dict[str, list[Any]]:
                 raise Refused(f"measures.{part}[{k}]: {name} is measured twice")
             seen.add(name)
     return lists
-
-
-def _names(entries: list[Any]) -> list[str]:
-    return [e if isinstance(e, str) else next(iter(e)) for e in entries]
-
-
-def _cells(
-    arm: str,
-    changes: Any,
-    raw: dict[str, Any],
-    axes: dict[str, tuple[str, list[Any]]],
-    measures: dict[str, list[Any]],
-) -> list[Cell]:
-    if not isinstance(changes, dict):
-        raise Refused(f"arms.{arm}: must be a table, got {changes!r}")
-    for key in changes:
-        if key not in ARM_KEYS:
-            raise Refused(f"arms.{arm}: unknown key {key!r}{suggest(key, ARM_KEYS)}")
-    own = changes.get("grid") or {}
-    if not isinstance(own, dict):
-        raise Refused(f"arms.{arm}.grid: must be a table of axis and values, got {own!r}")
-    for axis, values in own.items():
-        if axis not in axes:
-            raise Refused(f"arms.{arm}.grid: unknown axis {axis!r}{suggest(str(axis), axes)}")
-        _grid_values(f"arms.{arm}.grid.{axis}", values)
-    ranges = {axis: own.get(axis, default) for axis, (_, default) in axes.items()}
-    base = {key: raw[key] for key in ARM_KEYS if key != "grid"}
-    merged = merge(base, {k: v for k, v in changes.items() if k != "grid"})
-    out = []
-    for combination in itertools.product(*ranges.values()):
-        point = dict(zip(ranges, combination, strict=True))
-        settings = copy.deepcopy(merged)
-        for axis, value in point.items():
-            _set(settings, axes[axis][0], value, f"grid.{axis}.key")
-        spec = cell_spec(settings, arm) | {
-            "measures": measures,
-            "seeds": raw["seeds"],
-            "first_seed": raw["first_seed"],
-            "backend": raw["backend"],
-        }
-        out.append(Cell(arm, point, spec))
-    return out
-
-
-def merge(base: Any, changes: Any, name: str = "") -> Any:
-    """`changes` over `base`, table by table; another name in a one-name table replaces the whole table."""
-    if not (isinstance(base, dict) and isinstance(changes, dict)):
-        return changes
-    if name in NAMED and set(base) != set(changes):
-        return changes
-    out = dict(base)
-    for key, value in changes.items():
-        out[key] = merge(base[key], value, str(key)) if key in base else value
-    return out
-
-
-def _set(settings: dict[str, Any], path: str, value: Any, where: str) -> None:
-    node: Any = settings
-    *parents, last = path.split(".")
-    for part in parents:
-        if not isinstance(node, dict) or not isinstance(node.get(part), dict):
-            known = node if isinstance(node, dict) else {}
-            raise Refused(f"{where}: there is no table for {path!r}{suggest(part, known)}")
-        node = node[part]
-    node[last] = value

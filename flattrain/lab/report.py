@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from flattrain.lab import figures
+from flattrain.lab import figures, tuning_table
 from flattrain.lab.recipe import Recipe
+from flattrain.lab.registration import said
 from flattrain.lab.results import Table
 from flattrain.lab.summary import interval_text, number
 from flattrain.lab.verdicts import Verdict
@@ -63,6 +64,7 @@ def write_report(
         f"<h1>{_e(recipe.title)}</h1>",
         f'<p class="question">{_e(recipe.question)}</p>',
         f'<p class="small">{_e(recipe.paper)} · {recipe.seeds} seeds · {_e(record["started"])}</p>',
+        f'<p class="small">{_e(said(record))}</p>' if said(record) else "",
         "<h2>What was found</h2>",
         _counts(verdicts),
         *shown[:1],
@@ -75,7 +77,13 @@ def write_report(
         forest = figures.svg(figures.forest(verdicts))
         caption = "Every claim on its own scale; shaded is what was predicted, the bar is the 95 % interval"
         parts.append(f"<figure><figcaption>{caption}</figcaption>{forest}</figure>")
-    parts += [*shown[2:], _numbers(recipe, table), _definitions(record), _provenance(record)]
+    parts += [
+        *shown[2:],
+        tuning_table.as_html(record),
+        _numbers(recipe, table),
+        _definitions(record),
+        _provenance(record),
+    ]
     body = "\n".join(parts)
     text = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,18 +57,6 @@ class Table:
     def final(self, quantity: str, arm: str, point: tuple[tuple[str, str], ...]) -> dict[int, float]:
         """seed -> the value at the last step."""
         return {s: rows[-1].value for s, rows in self.series(quantity, arm, point).items()}
-
-    def matched(
-        self, quantity: str, arm: str, point: tuple[tuple[str, str], ...], by: str, at_most: float
-    ) -> dict[int, float]:
-        """seed -> the value at the first step at which quantity `by` is at most `at_most`; nan if never."""
-        out = {}
-        gate = self.series(by, arm, point)
-        for seed, rows in self.series(quantity, arm, point).items():
-            steps = [r.step for r in gate.get(seed, []) if r.value <= at_most]
-            values = [r.value for r in rows if steps and r.step == steps[0]]
-            out[seed] = values[0] if values else math.nan
-        return out
 
 
 def write(rows: Iterable[Row], axes: tuple[str, ...]) -> str:

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from flattrain.core import losses, trees
 from flattrain.core.ghost_sam import functional_too
 from flattrain.core.layers import normalisation_parameters
 from flattrain.core.probes import stream
 from flattrain.lab import catalog
+from flattrain.lab.spec import EVALUATIONS
 from flattrain.problems.split import Model, Split
 from flattrain.problems.two_layer import LayerNormed, TwoLayer
 from flattrain.ranges import Refused
@@ -22,11 +24,13 @@ from flattrain.rules.compose import compose
 from flattrain.training import fused, loop, objective
 from flattrain.training.averaging import averaged
 from flattrain.training.compiled import too_few
+from flattrain.training.divergence import lost, watched
 from flattrain.training.evaluate import chunks, contrast_on, evaluate
+from flattrain.training.evaluations import Cost
 from flattrain.training.objective import Penalty
 from flattrain.training.stacked import Seeds, stacked_trainer
 from flattrain.training.trainer import State, Trainer
-from flattrain.types import Contrast, Estimate, Loss, Measure, Network, Spectral
+from flattrain.types import Contrast, Estimate, Loss, Measure, Network, Spectral, StatefulRule
 
 PROBES = 20  # of a stochastic measure in evaluation, unless the recipe says otherwise
 
@@ -56,7 +60,13 @@ class Experiment:
             [{k: v.to(dtype) for k, v in start.items()} for start in starts],
             [self.model.buffers(self.module, split) for split in self.splits],
         )
-        self.trainer = self._trainer()
+        penalties = [Penalty(_build(catalog.PENALTIES, p["measure"]), p["weight"]) for p in spec["penalties"]]
+        self.objective = objective.build(self.module, self.criterion, penalties)
+        size = spec["train"]["batch_size"]
+        x, y = self.stacked.x[0][:size], self.stacked.y[0][:size]
+        self.cost = Cost(self._rule(None), self.stacked.params[0], x, y)
+        self.diverged: dict[int, int] = {}  # seed -> the step after which its weights were not finite
+        self.trainer = watched(self._trainer())
 
     def _trainer(self) -> Trainer:
         spec = self.spec
@@ -64,27 +74,11 @@ class Experiment:
         if settings is not None and fused.available() and fused.covers(self.module):
             assert isinstance(self.module, TwoLayer)
             return fused.fused_trainer(self.module, settings, self.stacked)
-        penalties = [Penalty(_build(catalog.PENALTIES, p["measure"]), p["weight"]) for p in spec["penalties"]]
-        whole = objective.build(self.module, self.criterion, penalties)
-        # A function of (params, batch) alone cannot tell which seed's buffers it is to see.
-        apart = not any(self.stacked.buffers)
         # In two passes, where these are the whole of the innermost gradient.
-        alone = apart and not penalties and functional_too(self.module)
-        rules = [
-            _build(
-                catalog.RULES,
-                one,
-                parameters=normalisation_parameters(self.module),
-                criterion=self.criterion,
-                outputs=whole.outputs if apart else None,
-                losses=whole.losses if apart else None,
-                per_example=whole.per_example_sam if alone and k == len(spec["rule"]) - 1 else None,
-            )
-            for k, one in enumerate(spec["rule"])
-        ]
+        alone = not any(self.stacked.buffers) and not spec["penalties"] and functional_too(self.module)
         return stacked_trainer(
-            whole,
-            compose(rules),
+            self.objective,
+            self._rule(self.objective.per_example_sam if alone else None),
             _build(catalog.OPTIMIZERS, spec["train"]["optimizer"]),
             spec["train"]["batch_size"],
             self.stacked,
@@ -93,6 +87,24 @@ class Experiment:
             step_size=_built(catalog.STEP_SIZES, spec["step_size"]),
             average=_built(catalog.AVERAGES, spec["average"]),
         )
+
+    def _rule(self, per_example: Any) -> StatefulRule:
+        """`per_example` is a short cut for the innermost rule, if it can take one."""
+        # A function of (params, batch) alone cannot tell which seed's buffers it is to see.
+        apart = not any(self.stacked.buffers)
+        rules = [
+            _build(
+                catalog.RULES,
+                one,
+                parameters=normalisation_parameters(self.module),
+                criterion=self.criterion,
+                outputs=self.objective.outputs if apart else None,
+                losses=self.objective.losses if apart else None,
+                per_example=per_example if k == len(self.spec["rule"]) - 1 else None,
+            )
+            for k, one in enumerate(self.spec["rule"])
+        ]
+        return compose(rules)
 
     def stops(self) -> list[int]:
         train = self.spec["train"]
@@ -109,35 +121,44 @@ class Experiment:
         return choice.name, catalog.build(choice, probes=PROBES, clamp=clamp)
 
     def measure(self, state: State) -> loop.Rows:
-        """One row per seed and quantity, at the averaged weights where they are averaged."""
+        """One row per seed and quantity, at the averaged weights where they are averaged.
+
+        Of a seed that diverged nothing is measured: its rows are nan.
+        """
         rows: loop.Rows = []
         weights = averaged(state)
         wanted = self.measures(state.step == self.spec["train"]["steps"])
+        self.diverged = {self.seeds[k]: step for k, step in lost(state).items()}
         for k, (seed, split) in enumerate(zip(self.seeds, self.splits, strict=True)):
             params = trees.pick(weights, k)
+            taken = self.cost.until(state.step)
+            rows.append(_row(seed, state.step, EVALUATIONS, Estimate(taken)))
             network = Network(self.module, self.criterion, params, self.stacked.buffers[k])
             for name, measure in wanted.items():
-                found = _estimate(measure, network, split, name, (seed, state.step))
-                rows.append(
-                    {
-                        "seed": seed,
-                        "step": state.step,
-                        "quantity": name,
-                        "value": float(found.value),
-                        "standard_error": float(found.standard_error),
-                    }
+                found = (
+                    Estimate(math.nan, math.nan)
+                    if seed in self.diverged
+                    else _estimate(measure, network, split, name, (seed, state.step))
                 )
+                rows.append(_row(seed, state.step, name, found))
         return rows
 
     def definitions(self) -> dict[str, str]:
         """What each quantity is, in words."""
-        out = {}
+        out = {EVALUATIONS: "gradients of one batch of the arm's size that its rule has taken"}
         for name, measure in self.measures(last=True).items():
-            split = "the test" if name.startswith("test_") else "the training"
+            split = next(
+                (f"the {part}" for part in ("test", "validation") if _on(part, name)), "the training"
+            )
             both = "the training and, held out, the test"
             where = both if isinstance(measure, Contrast) else split
             out[name] = f"{measure.definition}; on {where} examples, evaluation mode"
         return out
+
+
+def _row(seed: int, step: int, quantity: str, found: Estimate) -> dict[str, Any]:
+    value, error = float(found.value), float(found.standard_error)
+    return {"seed": seed, "step": step, "quantity": quantity, "value": value, "standard_error": error}
 
 
 def _estimate(
@@ -149,19 +170,33 @@ def _estimate(
         if isinstance(measure, Contrast):
             held_out, train = chunks(split.test_x, split.test_y), chunks(split.train_x, split.train_y)
             return contrast_on(measure, network, train, held_out, (seed, measure.train.name, step))
-        x, y = split[2:4] if name.startswith("test_") else split[:2]
+        x, y = _examples(split, name)
         return evaluate(measure, network, x, y, (seed, name, step))
     except torch.linalg.LinAlgError:
         return Estimate(math.nan, math.nan)
 
 
+def _on(part: str, quantity: str) -> bool:
+    return quantity.startswith(f"{part}_")
+
+
+def _examples(split: Split, quantity: str) -> tuple[Tensor, Tensor]:
+    """The examples that a quantity is taken on."""
+    if _on("test", quantity):
+        return split.test_x, split.test_y
+    if not _on("validation", quantity):
+        return split.train_x, split.train_y
+    assert split.validation_x is not None and split.validation_y is not None  # lab.recipe has seen to it
+    return split.validation_x, split.validation_y
+
+
 def run_cell(
     spec: dict[str, Any],
     root: str | None,
-    checkpoint: Path,
+    checkpoint: Path | None,
     progress: Callable[[int], None],
 ) -> dict[str, Any]:
-    """Train and measure one cell; resumes from `checkpoint`."""
+    """Train and measure one block of a cell's seeds; resumes from `checkpoint`, if it is to keep one."""
     began = time.monotonic()
     experiment = Experiment(spec, root)
     rows = loop.run(
@@ -175,6 +210,10 @@ def run_cell(
         "rows": rows,
         "backend": experiment.trainer.backend,
         "definitions": experiment.definitions(),
+        "diverged": [
+            {"seed": seed, "step": step, "why": f"the weights are not finite after step {step}"}
+            for seed, step in experiment.diverged.items()
+        ],
         "seconds": round(time.monotonic() - began, 3),
     }
 
@@ -194,8 +233,7 @@ def _need_targets(spec: dict[str, Any], real: bool) -> None:
 
 
 def _as(dtype: torch.dtype, split: Split) -> Split:
-    x, y, tx, ty = (t.to(dtype) if torch.is_floating_point(t) else t for t in split[:4])
-    return Split(x, y, tx, ty, split.outputs)
+    return split.each(lambda t: t.to(dtype) if torch.is_floating_point(t) else t)
 
 
 def _fused_settings(spec: dict[str, Any]) -> fused.Settings | None:
@@ -232,9 +270,7 @@ def check(spec: dict[str, Any], root: str | None) -> str:
     """
     last = min(spec["train"]["steps"], 1)  # so few that nothing is compiled
     experiment = Experiment(spec | {"seeds": 1, "train": spec["train"] | {"steps": last}}, root)
-    experiment.splits = [
-        Split(s.train_x[:8], s.train_y[:8], s.test_x[:8], s.test_y[:8], s.outputs) for s in experiment.splits
-    ]
+    experiment.splits = [split.each(lambda t: t[:8]) for split in experiment.splits]
     state = experiment.trainer.init()
     experiment.measure(state._replace(step=last))
     if last:

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 OPEN = (
-    "problem", "model", "rule", "penalties", "step_size", "average", "arms", "grid", "measures",
-    "claims", "figures",
+    "problem", "model", "rule", "penalties", "step_size", "average", "tune", "arms", "grid", "measures",
+    "claims", "figures", "execute",
 )  # fmt: skip
 
 
@@ -24,6 +24,7 @@ class TrainSchema:
     batch_size: int = 32
     steps: int | None = None
     epochs: int | None = None
+    gradient_evaluations: int | None = None
     milestones: int = 12
     spacing: str = "log"
 
@@ -51,6 +52,7 @@ class RecipeSchema:
     precision: str = "float32"
     seeds: int = 5
     first_seed: int = 0
+    tune: Any = None
     arms: dict[str, Any] = field(default_factory=dict)
     grid: dict[str, Any] = field(default_factory=dict)
     measures: dict[str, Any] = field(default_factory=dict)
@@ -63,6 +65,8 @@ class RecipeSchema:
     backend: str = "auto"
     jobs: int = 0
     out: str | None = None
+    store: str | None = None
+    execute: Any = "local"
     tracking: str = "none"
     dry_run: bool = False
     data: DataSchema = field(default_factory=DataSchema)

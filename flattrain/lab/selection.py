@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flattrain.lab.region import condition
+from flattrain.lab.matching import matched, when_text
 from flattrain.lab.results import Table
 from flattrain.lab.scope import ARM
 from flattrain.lab.statistics.interval import Values
@@ -49,26 +49,29 @@ def only_point(table: Table, arm: str, at: At) -> Point:
 
 
 def values(table: Table, quantity: str, arm: str, at: At, spec: Mapping[str, Any]) -> Values:
-    """One value per seed, in the order of the seeds: final, or at the first step where `when` holds."""
+    """One value per seed, in the order of the seeds: final, or where `when` says."""
     found = by_seed(table, quantity, arm, only_point(table, arm, at), spec.get("when"))
     return np.array([found[s] for s in sorted(found)]) / spec.get("divided_by", 1.0)
 
 
 def by_seed(
-    table: Table, quantity: str, arm: str, point: Point, when: Mapping[str, Any] | None
+    table: Table,
+    quantity: str,
+    arm: str,
+    point: Point,
+    when: Mapping[str, Any] | None,
+    rivals: Sequence[tuple[str, Point]] = (),
 ) -> dict[int, float]:
-    """seed -> value; a run that has none is a reason to void."""
+    """seed -> value; a run that has none is a reason to void. Rivals share a lowest common level with it."""
     if when is None:
         found = table.final(quantity, arm, point)
     else:
-        bound = condition(dict(when)).bound * when.get("divided_by", 1.0)
-        found = table.matched(quantity, arm, point, when["quantity"], bound)
+        found = matched(table, quantity, (arm, point), when, rivals)
     if not found:
         raise NoRows(f"no {quantity} for arm {arm}")
     bad = [str(seed) for seed, value in sorted(found.items()) if not math.isfinite(value)]
     if bad and when is not None:
-        wanted = condition(dict(when))
-        raise Void(f"seeds {', '.join(bad)} of arm {arm} never reach {when['quantity']} {wanted}")
+        raise Void(f"seeds {', '.join(bad)} of arm {arm} never reach {when_text(when)}")
     if bad:
         raise Void(f"seeds {', '.join(bad)} of arm {arm} have no finite {quantity}")
     return found
@@ -78,8 +81,8 @@ def pair(spec: Mapping[str, Any], table: Table) -> tuple[Values, Values]:
     """The values of `arm` and of `versus`, seed by seed."""
     one = only_point(table, spec["arm"], spec.get("at"))
     two = only_point(table, spec["versus"], spec.get("versus_at", spec.get("at")))
-    mine = by_seed(table, spec["quantity"], spec["arm"], one, spec.get("when"))
-    other = by_seed(table, spec["quantity"], spec["versus"], two, spec.get("when"))
+    both = ((spec["arm"], one), (spec["versus"], two))
+    mine, other = (by_seed(table, spec["quantity"], *run, spec.get("when"), both) for run in both)
     if mine.keys() != other.keys():
         raise Void(f"arms {spec['arm']} and {spec['versus']} do not have the same seeds: there are no pairs")
     return np.array([mine[s] for s in sorted(mine)]), np.array([other[s] for s in sorted(mine)])

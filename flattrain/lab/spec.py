@@ -7,6 +7,8 @@ from typing import Any
 from flattrain.lab import catalog
 from flattrain.ranges import Refused, refusal, suggest
 
+EVALUATIONS = "gradient_evaluations"  # the quantity that every run has
+LENGTHS = ("steps", "epochs", EVALUATIONS)  # how long an arm trains, in one of three units
 TRAIN = {
     "optimizer": "str",
     "lr": "Positive",
@@ -15,6 +17,7 @@ TRAIN = {
     "batch_size": "Count",
     "steps": "Steps | None",
     "epochs": "Steps | None",
+    EVALUATIONS: "Count | None",
     "milestones": "Steps",
     "spacing": "Literal['log', 'linear']",
 }
@@ -54,6 +57,17 @@ def cell_spec(settings: dict[str, Any], arm: str) -> dict[str, Any]:
         "average": _optional(catalog.AVERAGES, settings["average"], f"{where}.average"),
         "precision": settings["precision"],
     }
+
+
+def need_validation(spec: dict[str, Any], quantities: list[str], where: str) -> None:
+    """Refuse a quantity on validation examples where the data set has none."""
+    ((name, arguments),) = spec["dataset"].items()
+    wanted = [q for q in quantities if q.startswith("validation_")]
+    if wanted and not arguments.get("validation"):
+        raise Refused(
+            f"{where}: {wanted[0]} needs validation examples; give their number as "
+            f"problem.dataset.{name}.validation"
+        )
 
 
 def _plain(choice: catalog.Choice) -> dict[str, Any]:
@@ -96,10 +110,14 @@ def _train(train: dict[str, Any], dataset: catalog.Choice, where: str) -> dict[s
     settings = {k: train[k] for k in ("lr", "momentum", "weight_decay") if train.get(k) is not None}
     optimizer = catalog.choose(catalog.OPTIMIZERS, {train["optimizer"]: settings}, f"{where}.train")
     examples = dataset.arguments.get("train")
-    if (train["steps"] is None) == (train["epochs"] is None):
-        raise Refused(f"{where}.train: give either steps or epochs (the other one null)")
+    given = [unit for unit in LENGTHS if train.get(unit) is not None]
+    if len(given) != 1:
+        raise Refused(
+            f"{where}.train: give either steps or epochs or {EVALUATIONS} (the others null), got "
+            + (", ".join(given) or "none")
+        )
     steps = train["steps"]
-    if steps is None:
+    if given == ["epochs"]:
         if examples is None:
             raise Refused(f"{where}.train.epochs: needs the dataset's train size; give it or use steps")
         steps = train["epochs"] * examples // train["batch_size"]
@@ -111,7 +129,8 @@ def _train(train: dict[str, Any], dataset: catalog.Choice, where: str) -> dict[s
     return {
         "optimizer": _plain(optimizer),
         "batch_size": train["batch_size"],
-        "steps": steps,
+        "steps": steps,  # None until lab.budget has found how many the gradient evaluations are
+        EVALUATIONS: train.get(EVALUATIONS),
         "milestones": train["milestones"],
         "spacing": train["spacing"],
     }

@@ -6,32 +6,37 @@ import json
 import platform
 import subprocess
 import sys
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from flattrain import __version__
 from flattrain.lab import results
+from flattrain.lab.budget import affordable
+from flattrain.lab.cells import Store, library_versions, rows_of
 from flattrain.lab.execute import (
     estimate_seconds,
-    load_result,
+    executor_of,
     locked,
+    missing,
     preflight,
-    rows_of,
+    results_of,
     run_cells,
+    steps_of,
 )
+from flattrain.lab.executors.job import Executor
 from flattrain.lab.page import write_page
 from flattrain.lab.progress import duration, progress_bar
 from flattrain.lab.recipe import Recipe, read
+from flattrain.lab.registration import RECORD, TABLE, keep_earlier, known, registered, said
 from flattrain.lab.report import write_report
 from flattrain.lab.summary import print_summary
 from flattrain.lab.tracking import tracker
+from flattrain.lab.tuning import Plan, plan, trials_of, tuned
 from flattrain.lab.verdicts import Verdict, judge_all
 from flattrain.ranges import Refused
+from flattrain.training.atomic import write_atomically
 
-TABLE, VERDICTS, RECORD = "results.csv", "verdicts.json", "run.json"
-REPORT, PAGE = "report.html", "report.md"
+VERDICTS, REPORT, PAGE = "verdicts.json", "report.html", "report.md"
 
 
 def folder_of(recipe: Recipe) -> Path:
@@ -40,29 +45,60 @@ def folder_of(recipe: Recipe) -> Path:
     return Path(out) if out else Path("runs") / f"{recipe.name}-{recipe.key[:8]}"
 
 
-def study(recipe: Recipe, command: str) -> int:
-    """Run (or resume) the recipe; print the verdicts."""
+def store_of(recipe: Recipe) -> Store:
+    """store=FOLDER, or `cells` in out=FOLDER, or runs/cells, which all recipes share."""
+    given = recipe.raw["store"]
+    return Store(Path(given) if given else Path(recipe.raw["out"] or "runs") / "cells")
+
+
+def try_in_small(recipe: Recipe) -> Executor:
+    """Refuse here and now what could not run; the executor that is to run it."""
     if recipe.raw["tracking"] not in ("none", "wandb"):
         raise Refused(f"tracking must be one of none, wandb, got {recipe.raw['tracking']!r}")
-    folder = folder_of(recipe)
-    preflight([c for c in recipe.cells if load_result(folder, c) is None], recipe.raw["data"]["root"])
+    executor = executor_of(recipe)
+    recipe = affordable(recipe)
+    store = store_of(recipe)
+    preflight([*missing(trials_of(recipe), store), *missing(recipe, store)], recipe.raw["data"]["root"])
+    return executor
+
+
+def study(recipe: Recipe, command: str) -> int:
+    """Run (or resume) the recipe; print the verdicts."""
+    recipe = affordable(recipe)
+    executor = try_in_small(recipe)
+    folder, store, trials = folder_of(recipe), store_of(recipe), trials_of(recipe)
     with locked(folder):
         record = _open_record(folder, recipe, command)
         track = tracker(recipe.raw["tracking"], recipe, folder)
-        total = sum(cell.steps for cell in recipe.cells)
-        with progress_bar(recipe.title, total) as advance:
+        if trials.cells:
+            recipe, record["tuning"] = _tune(store, executor, recipe, trials)
+            _write(folder / RECORD, json.dumps(record, indent=2))
+        with progress_bar(recipe.title, steps_of(recipe)) as advance:
             run_cells(
                 recipe,
-                folder,
-                jobs=recipe.raw["jobs"],
+                store,
+                executor,
                 on_progress=advance,
-                on_cell=lambda cell, result: track.cell(cell, rows_of(cell, result)),
+                on_cell=lambda cell, found: track.cell(
+                    cell, [row for r in found for row in rows_of(cell, r)]
+                ),
             )
-        _collect(folder, recipe, record)
+        _collect(folder, store, recipe, record)
         verdicts = _judge(folder, recipe)
         track.finish(verdicts, folder)
-        print_summary(recipe, verdicts, folder)
+        _print(recipe, verdicts, folder)
     return 0
+
+
+def _tune(store: Store, executor: Executor, recipe: Recipe, trials: Recipe) -> tuple[Recipe, Plan]:
+    """The first stage: run the trials, and choose."""
+    with progress_bar(f"{recipe.title}: trials of the settings", steps_of(trials)) as advance:
+        run_cells(trials, store, executor, on_progress=advance, on_cell=lambda cell, found: None)
+    return _choose(store, recipe)
+
+
+def _choose(store: Store, recipe: Recipe) -> tuple[Recipe, Plan]:
+    return tuned(recipe, lambda cell: [row for r in results_of(cell, store) for row in rows_of(cell, r)])
 
 
 def report_again(folder: Path) -> int:
@@ -70,7 +106,7 @@ def report_again(folder: Path) -> int:
     record = _read_record(folder)
     recipe = read(record["name"], record["recipe"])
     verdicts = _judge(folder, recipe)
-    print_summary(recipe, verdicts, folder)
+    _print(recipe, verdicts, folder)
     return 0
 
 
@@ -80,34 +116,47 @@ def dry_run(recipe: Recipe) -> int:
 
     shown = {k: v for k, v in recipe.raw.items() if k not in ("presets", "dry_run")}
     print(OmegaConf.to_yaml(OmegaConf.create(shown)), end="")
+    recipe = affordable(recipe)
     folder = folder_of(recipe)
-    todo = [cell for cell in recipe.cells if load_result(folder, cell) is None]
-    runs = sum(cell.spec["seeds"] for cell in todo)
-    steps = sum(cell.steps * cell.spec["seeds"] for cell in todo)
-    seconds = estimate_seconds(recipe, todo, recipe.raw["jobs"])
-    print(
-        f"# {len(recipe.cells)} cells, of which {len(todo)} are to be run: {runs} runs, "
-        f"{steps:,} steps\n# results in {folder}\n# estimated time: {duration(seconds)}"
-    )
+    executor_of(recipe)
+    trials, seconds = trials_of(recipe), 0.0
+    if trials.cells and not missing(trials, store_of(recipe)):
+        recipe, _ = _choose(store_of(recipe), recipe)
+    stages = {"first stage, tuning: ": trials, "second stage: ": recipe} if trials.cells else {"": recipe}
+    for stage, part in stages.items():
+        todo = missing(part, store_of(recipe))
+        runs = sum(block.spec["seeds"] for block in todo)
+        steps = sum(block.steps * block.spec["seeds"] for block in todo)
+        seconds += estimate_seconds(todo, recipe.raw["data"]["root"], recipe.raw["jobs"])
+        cells = len({block.cell.label for block in todo})
+        print(
+            f"# {stage}{len(part.cells)} cells, of which {cells} are to be run: {runs} runs, {steps:,} steps"
+        )
+    print(f"# results in {folder}\n# estimated time: {duration(seconds)}")
     return 0
 
 
 def _open_record(folder: Path, recipe: Recipe, command: str) -> dict[str, Any]:
-    """Write what is about to run, before it runs; keep the first start if the trial is the same."""
+    """Write what is about to run, before it runs; a changed trial in the folder is one more registration."""
     path = folder / RECORD
-    known = json.loads(path.read_text()) if path.exists() else {}
-    if known and known.get("key") != recipe.key:
+    before = known(path)
+    if before and before["name"] != recipe.name:
         raise Refused(
-            f"{folder} holds another trial (other arms, seeds, claims or code); choose another out=FOLDER"
+            f"{folder} holds recipe {before['name']!r}, not {recipe.name!r}; choose another out=FOLDER"
         )
+    entries = registered(folder, recipe, siblings=not recipe.raw["out"])
+    if before and before["key"] != recipe.key:
+        keep_earlier(folder, before["key"])
     record = {
         "name": recipe.name,
         "key": recipe.key,
         "command": command,
-        "started": known.get("started", datetime.now(UTC).isoformat(timespec="seconds")),
+        "started": entries[-1]["time"],
+        "registrations": entries,
         "versions": _versions(),
         "commit": _commit(),
         "recipe": recipe.raw,
+        "tuning": plan(recipe),
     }
     _write(path, json.dumps(record, indent=2))
     return record
@@ -124,23 +173,25 @@ def _read_record(folder: Path) -> dict[str, Any]:
         ) from None
 
 
-def _collect(folder: Path, recipe: Recipe, record: dict[str, Any]) -> None:
+def _collect(folder: Path, store: Store, recipe: Recipe, record: dict[str, Any]) -> None:
     """The cells' rows as one table, in the order of the recipe."""
     rows: list[results.Row] = []
     definitions: dict[str, str] = {}
     backends: dict[str, str] = {}
     seconds = 0.0
+    diverged: list[dict[str, Any]] = []
     for cell in recipe.cells:
-        result = load_result(folder, cell)
-        assert result is not None
-        rows += rows_of(cell, result)
-        definitions |= result["definitions"]
-        backends[cell.label] = result["backend"]
-        seconds += result["seconds"]
+        for result in results_of(cell, store):
+            rows += rows_of(cell, result)
+            definitions |= result["definitions"]
+            backends[cell.label] = result["backend"]
+            diverged += [{"cell": cell.label, **entry} for entry in result["diverged"]]
+            seconds += result["seconds"]
     _write(folder / TABLE, results.write(rows, recipe.axes))
     done = record | {
         "definitions": definitions,
         "backends": backends,
+        "diverged": diverged,
         "core_seconds": round(seconds, 1),
     }
     _write(folder / RECORD, json.dumps(done, indent=2))
@@ -161,13 +212,28 @@ def _judge(folder: Path, recipe: Recipe) -> list[Verdict]:
     return verdicts
 
 
+def _print(recipe: Recipe, verdicts: list[Verdict], folder: Path) -> None:
+    """The summary, then what the reader of a verdict must not miss."""
+    print_summary(recipe, verdicts, folder)
+    record = _read_record(folder)
+    lost = record.get("diverged", [])
+    if lost:
+        first = f"{lost[0]['cell']} seed {lost[0]['seed']}: {lost[0]['why']}"
+        print(
+            f"diverged: {len(lost)} run{'s' if len(lost) > 1 else ''}, the first {first}; all are in {RECORD}"
+        )
+    if said(record):
+        print(said(record))
+
+
 def _write(path: Path, text: str) -> None:
-    beside = path.with_name(path.name + ".tmp")
     try:
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(path)
+        write_atomically(path, text.encode())
     except OSError as error:
-        raise Refused(f"{path}: cannot be written ({error.strerror})") from None
+        raise Refused(
+            f"{path}: cannot be written ({error.strerror}); nothing finished is lost, "
+            "the same command resumes"
+        ) from None
 
 
 def _versions() -> dict[str, str]:
@@ -176,12 +242,7 @@ def _versions() -> dict[str, str]:
         "python": platform.python_version(),
         "platform": sys.platform,
     }
-    for name in ("torch", "torchopt", "numba", "numpy", "scipy"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    return found | library_versions()
 
 
 def _commit() -> str:

@@ -72,9 +72,10 @@ def _condition(spec: dict[str, Any], table: Table) -> None:
 
 def _matched(rule: dict[str, Any], test: Mapping[str, Any], table: Table) -> None:
     quantity, floor = rule["quantity"], rule.get("floor", 0.0)
+    compared = _compared(rule, test, table)
     medians = {
-        cell: float(np.median(list(by_seed(table, quantity, *cell, test.get("when")).values())))
-        for cell in _compared(rule, test, table)
+        cell: float(np.median(list(by_seed(table, quantity, *cell, test.get("when"), compared).values())))
+        for cell in compared
     }
     levels = [_floored(m, floor) for m in medians.values()]
     largest = max(abs(v) for v in levels)

@@ -3,28 +3,56 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from flattrain.core.probes import stream
 from flattrain.problems.split import DataSet, Split
-from flattrain.ranges import Count, Refused, checked
+from flattrain.ranges import Count, Refused, Steps, checked
 
 SIZE = 1797
+RESERVED = 797  # for testing, where there is a validation split
 
 
 @checked
-def digits(*, train: Count = 1000, test: Count = 797) -> DataSet:
-    """A random split per seed; pixels scaled to [0, 1]."""
-    if train + test > SIZE:
+def digits(*, train: Count = 1000, test: Count = 797, validation: Steps = 0) -> DataSet:
+    """A random split per seed; pixels scaled to [0, 1].
+
+    With validation > 0, 797 images are reserved for testing, the same for every seed, and training and
+    validation examples are drawn, disjoint, from the other 1,000: nothing that is chosen with one seed has
+    seen the test examples of another.
+    """
+    if not validation and train + test > SIZE:
         raise Refused(f"digits: train + test must be <= {SIZE}, got {train} + {test}")
+    if validation and (test > RESERVED or train + validation > SIZE - RESERVED):
+        raise Refused(
+            f"digits: with a validation split, test must be <= {RESERVED} and train + validation <= "
+            f"{SIZE - RESERVED}, got {test} and {train} + {validation}"
+        )
     from sklearn.datasets import load_digits
 
     data = load_digits()
     x = torch.tensor(data.data / 16, dtype=torch.float32)
     y = torch.tensor(data.target, dtype=torch.int64)
 
+    if validation:
+        return _reserved(x, y, train, test, validation)
+
     def split(seed: int) -> Split:
         order = torch.randperm(SIZE, generator=stream(seed, "digits"))
         a, b = order[:train], order[train : train + test]
         return Split(x[a], y[a], x[b], y[b], 10)
+
+    return split
+
+
+def _reserved(x: Tensor, y: Tensor, train: int, test: int, validation: int) -> DataSet:
+    """Splits whose test examples are those of every seed."""
+    order = torch.randperm(SIZE, generator=stream("digits", "reserved"))
+    b, pool = order[:RESERVED][:test], order[RESERVED:]
+
+    def split(seed: int) -> Split:
+        mine = pool[torch.randperm(len(pool), generator=stream(seed, "digits"))]
+        a, v = mine[:train], mine[len(mine) - validation :]
+        return Split(x[a], y[a], x[b], y[b], 10, x[v], y[v])
 
     return split

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from flattrain.core.probes import stream
 from flattrain.problems.split import DataSet, Split
-from flattrain.ranges import Count, Refused, checked
+from flattrain.ranges import Count, Refused, Steps, checked
 
 
 class Source(NamedTuple):
@@ -124,27 +124,40 @@ def _load(source: Source, root: str | None) -> tuple[Tensor, Tensor, Tensor, Ten
     return images[0], labels[0], images[1], labels[1]
 
 
-def _dataset(source: Source, train: int, test: int, root: str | None) -> DataSet:
-    if train > 60_000 or test > 10_000:
+def _dataset(source: Source, train: int, test: int, validation: int, root: str | None) -> DataSet:
+    if train + validation > 60_000 or test > 10_000:
+        asked = f"{train} + {validation} for validation" if validation else f"{train}"
         raise Refused(
-            f"{source.folder}: has 60000 training and 10000 test images, asked for {train} and {test}"
+            f"{source.folder}: has 60000 training and 10000 test images, asked for {asked} and {test}"
         )
     train_x, train_y, test_x, test_y = _load(source, root)
 
     def split(seed: int) -> Split:
-        a = torch.randperm(len(train_x), generator=stream(seed, source.folder))[:train]
-        return Split(train_x[a], train_y[a], test_x[:test], test_y[:test], 10)
+        order = torch.randperm(len(train_x), generator=stream(seed, source.folder))
+        a, v = order[:train], order[len(order) - validation :]
+        parts = Split(train_x[a], train_y[a], test_x[:test], test_y[:test], 10)
+        return parts._replace(validation_x=train_x[v], validation_y=train_y[v]) if validation else parts
 
     return split
 
 
 @checked
-def mnist(*, train: Count = 1000, test: Count = 10_000, root: str | None = None) -> DataSet:
-    """Handwritten digits, (1, 28, 28) in [0, 1]: `train` random images per seed, the first `test` ones."""
-    return _dataset(MNIST, train, test, root)
+def mnist(
+    *, train: Count = 1000, test: Count = 10_000, validation: Steps = 0, root: str | None = None
+) -> DataSet:
+    """Handwritten digits, (1, 28, 28) in [0, 1]: `train` random images per seed, the first `test` ones.
+
+    validation : as many further ones of the training images per seed.
+    """
+    return _dataset(MNIST, train, test, validation, root)
 
 
 @checked
-def fashion_mnist(*, train: Count = 1000, test: Count = 10_000, root: str | None = None) -> DataSet:
-    """Zalando's articles, (1, 28, 28) in [0, 1]: `train` random images per seed, the first `test` ones."""
-    return _dataset(FASHION_MNIST, train, test, root)
+def fashion_mnist(
+    *, train: Count = 1000, test: Count = 10_000, validation: Steps = 0, root: str | None = None
+) -> DataSet:
+    """Zalando's articles, (1, 28, 28) in [0, 1]: `train` random images per seed, the first `test` ones.
+
+    validation : as many further ones of the training images per seed.
+    """
+    return _dataset(FASHION_MNIST, train, test, validation, root)

@@ -7,12 +7,12 @@ from torch import Tensor
 
 from flattrain.core.probes import stream
 from flattrain.problems.split import DataSet, Split
-from flattrain.ranges import Count, Refused, checked
+from flattrain.ranges import Count, Refused, Steps, checked
 
 
 @checked
-def parity(*, dim: Count = 30, train: Count = 100, test: Count = 2000) -> DataSet:
-    """`train` and `test` independent points per seed.
+def parity(*, dim: Count = 30, train: Count = 100, test: Count = 2000, validation: Steps = 0) -> DataSet:
+    """`train`, `test` and `validation` independent points per seed.
 
     The training set of n points is a prefix of that of n' > n points, and the test set does not depend
     on n, so a sweep over n is paired within a seed.
@@ -22,7 +22,11 @@ def parity(*, dim: Count = 30, train: Count = 100, test: Count = 2000) -> DataSe
 
     def split(seed: int) -> Split:
         train_x, test_x = (_cube(n, dim, seed, part) for n, part in ((train, "train"), (test, "test")))
-        return Split(train_x, _label(train_x), test_x, _label(test_x), 1)
+        parts = Split(train_x, _label(train_x), test_x, _label(test_x), 1)
+        if not validation:
+            return parts
+        x = _cube(validation, dim, seed, "validation")
+        return parts._replace(validation_x=x, validation_y=_label(x))
 
     return split
 

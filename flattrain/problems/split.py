@@ -11,13 +11,24 @@ from flattrain.types import Params
 
 
 class Split(NamedTuple):
-    """Training and test examples of one seed. `outputs` is the number of outputs a network needs."""
+    """Training and test examples of one seed. `outputs` is the number of outputs a network needs.
+
+    Validation examples, where a data set was asked for them, are in neither of the two: settings are chosen
+    on them (`lab.tuning`), so that the test examples are seen by the final runs alone.
+    """
 
     train_x: Tensor
     train_y: Tensor
     test_x: Tensor
     test_y: Tensor
     outputs: int
+    validation_x: Tensor | None = None
+    validation_y: Tensor | None = None
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Split:
+        """`change` on every tensor."""
+        changed = {k: change(v) for k, v in self._asdict().items() if isinstance(v, Tensor)}
+        return Split(**{**self._asdict(), **changed})
 
 
 DataSet = Callable[[int], Split]

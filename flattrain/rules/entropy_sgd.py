@@ -38,7 +38,8 @@ def entropy_sgd(
             share = batch.moment.strength
             if share == 0:
                 return g, logs
-            gamma = gamma0 * (1 + gamma1) ** batch.moment.step
+            # Without scoping the step is not read, and the rule can be compiled.
+            gamma = gamma0 * (1 + gamma1) ** batch.moment.step if gamma1 else gamma0
             jolt = noise * math.sqrt(2 * inner_lr)
             walk = mean = params
             for k in range(langevin):

@@ -38,7 +38,9 @@ def schedule(
             return before
         if shape == "constant" or stop is None:
             return 1.0
-        done = min(1.0, (step - start) / (stop - start))
+        if step >= stop:
+            return last
+        done = (step - start) / (stop - start)
         if shape == "cosine":
             done = (1 - math.cos(math.pi * done)) / 2
         return 1 + (last - 1) * done

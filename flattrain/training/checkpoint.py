@@ -7,28 +7,14 @@ and since everything random is a function of the step, it arrives at the same nu
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from flattrain.training.atomic import write_atomically
 from flattrain.training.trainer import State
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write beside, flush to the disk, and rename: readers see the old file or the new one."""
-    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(beside, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
 
 
 def save_state(path: Path, state: State, extra: Any) -> None:

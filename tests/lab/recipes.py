@@ -42,6 +42,19 @@ figures:
   - sweep: {over: n, quantity: test_error}
 """
 
+ARMS = "{plain: {model: {two_layer: {width: 7}}}}"
+ONE_ARM = f"""
+problem: {{dataset: {{parity: {{dim: 5, train: 12, test: 30}}}}, loss: squared_error}}
+train: {{lr: 0.02, batch_size: 4, steps: 20, milestones: 1}}
+seeds: 2
+arms: {ARMS}
+measures: {{along: [train_loss]}}
+"""
+CLAIM = """
+claims:
+  falls: {says: x, test: {median: {quantity: train_loss, arm: plain}}, predicts: {below: 1.0}}
+"""
+
 
 def write(folder, text=TINY, name="tiny"):
     (folder / "recipes").mkdir(exist_ok=True)

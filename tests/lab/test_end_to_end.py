@@ -108,13 +108,13 @@ def test_a_second_call_does_nothing_again(finished):
     assert cells == {p: p.stat().st_mtime_ns for p in (folder / "run" / "cells").iterdir()}
 
 
-def test_a_folder_of_another_trial_is_refused(finished, capsys, monkeypatch):
+def test_a_folder_of_another_recipe_is_refused(finished, capsys, monkeypatch):
     folder, _ = finished
+    (folder / "recipes" / "other.yaml").write_text(TINY)
     monkeypatch.chdir(folder)
     before = (folder / "run" / "run.json").read_bytes()
-    for change in ("claims.falls.predicts.below=2", "seeds=2"):
-        code, _, err = call(capsys, "recipe=tiny", "out=run", change)
-        assert code == 2 and "holds another trial" in err and err.count("\n") == 1
+    code, _, err = call(capsys, "recipe=other", "out=run")
+    assert code == 2 and "holds recipe 'tiny'" in err and err.count("\n") == 1
     assert (folder / "run" / "run.json").read_bytes() == before
 
 
@@ -195,6 +195,16 @@ def test_a_run_that_diverges_is_void_and_the_others_go_on(tmp_path):
     assert claims["falls"]["verdict"] == "void" and "no finite train_loss" in claims["falls"]["reason"]
     table = results.read(tmp_path / "run" / "results.csv")
     assert all(v == v for v in table.final("train_loss", "batch", (("n", "12"),)).values())
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    lost = {(entry["cell"], entry["seed"]): entry for entry in record["diverged"]}
+    assert set(lost) == {(f"sam n={n}", seed) for n in (8, 12) for seed in range(3)}
+    for (_, seed), entry in lost.items():
+        assert 1 <= entry["step"] < 300 and str(entry["step"]) in entry["why"]
+        point = (("n", entry["cell"][-2:].strip("=")),)
+        for quantity in ("test_error", "train_loss"):  # an error of a net that is not there is none
+            rows = table.series(quantity, "sam", point)[seed]
+            assert all((row.value == row.value) == (row.step < entry["step"]) for row in rows), rows
+    assert "diverged: 6 runs" in done.stdout
 
 
 def test_dry_run_prints_the_recipe_and_writes_nothing(home, capsys):

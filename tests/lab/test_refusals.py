@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
-import pytest
+import random
+import time
 
+import pytest
+from mutants import laughs, mutant
+
+from flattrain.lab.compose import composed
+from flattrain.lab.execute import missing
+from flattrain.lab.study import store_of
+from flattrain.ranges import Refused
 from recipes import TINY, call, write
 
 BAD_CALLS = [
@@ -29,6 +37,17 @@ BAD_CALLS = [
     (["recipe=tiny", "~train.lr="], "keys are set, not added"),
     (["recipe=tiny", "--foo"], "unknown option '--foo'"),
     (["recipe=tiny", "-m"], "unknown option '-m'"),
+    (["-m"], "recipe=NAME is missing"),
+    (["-m", "tiny"], "is not KEY=VALUE"),
+    (["-m", "recipe=tiny,tniy"], "did you mean 'tiny'"),
+    (["-m", "recipe=tiny", "train.lr=0.1,fast"], "train.lr"),
+    (["-m", "recipe=tiny", "train.lr=[0.1,"], "-m: "),
+    (["-m", "recipe=tiny", "train.lr=0.1,0.2", "out=here"], "would both write here"),
+    (["-m", "recipe=tiny", "jobs=1,2"], "would both write"),
+    (["-m", "recipe=tiny", "train.lr=interval(0,1)"], "does not support sweep"),
+    (["-m", "recipe=tiny", "problem.dataset.parity.dim=5,1"], "parity.dim=1: "),
+    (["-m", "recipe=tiny", "hydra/launcher=jolib"], "jolib"),
+    (["-m", "recipe=tiny", "hydra.launcher.n_jbs=2"], "n_jbs"),
     (["recipe=tiny", "train.lr=[1"], "cannot be read"),
     (["recipe=tiny", "title=${oc.env:HOME}"], "is not allowed"),
     (["recipe=tiny", "train.optimizer=sgdd"], "did you mean 'sgd'"),
@@ -137,54 +156,37 @@ def test_help_and_list(capsys):
         assert text in out
 
 
-JUNK = [
-    None,
-    -1,
-    1.5,
-    float("nan"),
-    float("inf"),
-    10**30,
-    "x",
-    "",
-    True,
-    [],
-    {},
-    [1, [2]],
-    {"a": {"b": 2}},
-    "ü ✓",
-]
-
-
-def places(value, before=()):
-    out = [before] if before else []
-    keys = value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
-    for key in keys:
-        out += places(value[key], (*before, key))
-    return out
-
-
 def test_mutated_recipes_are_accepted_or_refused_in_one_line(home):
-    """Junk in random places of a recipe: never anything but a recipe or a refusal."""
-    import copy
-    import random
-
-    import yaml
-
-    from flattrain.lab.compose import composed
-    from flattrain.ranges import Refused
-
-    chance, whole, refused = random.Random(0), yaml.safe_load(TINY), 0
-    for _ in range(60):
-        mutant = copy.deepcopy(whole)
-        *parents, last = chance.choice(places(mutant))
-        node = mutant
-        for key in parents:
-            node = node[key]
-        node[last] = chance.choice(JUNK)
-        write(home, yaml.safe_dump(mutant, allow_unicode=True))
+    """Whatever stands in a recipe: a recipe or a refusal, in under a second, never anything else."""
+    refused = 0
+    for k in range(100):
+        write(home, mutant(TINY, random.Random(k)))
+        began = time.process_time()
         try:
-            composed(["recipe=tiny"])
+            recipe = composed(["recipe=tiny"])
+            missing(recipe, store_of(recipe))
         except Refused as error:
-            assert "\n" not in str(error).strip() and len(str(error)) < 500
+            line = " ".join(str(error).split())
+            assert line and len(line) < 600, k
             refused += 1
-    assert 30 <= refused < 60
+        assert time.process_time() - began < 1, k
+    assert 50 < refused < 100
+
+
+def test_a_few_lines_that_stand_for_more_than_there_is_memory(home, capsys):
+    for text, said in (
+        (laughs(9), "more than 10,000 values"),
+        ("arms: &a [*a]", "deeper than"),
+        (TINY + "model: " + "[" * 5000 + "]" * 5000, "nested too deep"),
+        (TINY + "model: " + "- " * 5000, "nested too deep"),
+        (TINY.replace("seeds: 3", "seeds: " + "9" * 5000), "digits"),
+        ("#" * 2_000_000, "more than 100,000"),
+        (TINY.replace("seeds: 3", "seeds: 1000000000"), "seeds must be at most 10,000"),
+        (TINY.replace("milestones: 3", "milestones: 1000000000"), "milestones must be at most 10,000"),
+        (TINY.replace("[8, 12]", str(list(range(10_001)))), "10,000"),
+    ):
+        write(home, text)
+        began = time.process_time()
+        code, _, err = call(capsys, "recipe=tiny")
+        assert code == 2 and said in err and err.count("\n") == 1, err
+        assert time.process_time() - began < 1

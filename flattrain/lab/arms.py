@@ -1,0 +1,137 @@
+"""From the arms of a recipe to cells, one per grid point, and to the candidates of those that are tuned."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from typing import Any
+
+from flattrain.lab.cell import Cell, Tuning
+from flattrain.lab.spec import cell_spec, need_validation
+from flattrain.lab.tune_spec import BY, TuneSpec, read_tune
+from flattrain.ranges import Refused, suggest
+
+MOST = 10_000  # seeds, milestones, cells or trials: beyond it is a slip of the keyboard
+ARM_KEYS = (
+    "problem", "model", "rule", "penalties", "train", "step_size", "average", "precision", "tune", "grid"
+)  # fmt: skip
+NAMED = (
+    "dataset",
+    "model",
+    "rule",
+    "step_size",
+    "average",
+)  # tables with exactly one name: another name replaces it
+
+
+def names(entries: list[Any]) -> list[str]:
+    """Of the measures in a list."""
+    return [e if isinstance(e, str) else next(iter(e)) for e in entries]
+
+
+def arm_cells(
+    name: str,
+    arm: str,
+    changes: Any,
+    raw: dict[str, Any],
+    axes: dict[str, tuple[str, list[Any]]],
+    measures: dict[str, list[Any]],
+) -> tuple[list[Cell], list[Tuning]]:
+    """An arm's cells, and how they are tuned."""
+    if not isinstance(changes, dict):
+        raise Refused(f"arms.{arm}: must be a table, got {changes!r}")
+    for key in changes:
+        if key not in ARM_KEYS:
+            raise Refused(f"arms.{arm}: unknown key {key!r}{suggest(key, ARM_KEYS)}")
+    grid = changes.get("grid") or {}
+    if not isinstance(grid, dict):
+        raise Refused(f"arms.{arm}.grid: must be a table of axis and values, got {grid!r}")
+    for axis, values in grid.items():
+        if axis not in axes:
+            raise Refused(f"arms.{arm}.grid: unknown axis {axis!r}{suggest(str(axis), axes)}")
+        need_values(f"arms.{arm}.grid.{axis}", values)
+    ranges = {axis: grid.get(axis, default) for axis, (_, default) in axes.items()}
+    # Runs of before there was tuning have no such key.
+    base = {"tune": None} | {key: raw[key] for key in ARM_KEYS if key in raw and key != "grid"}
+    merged = merge(base, {k: v for k, v in changes.items() if k != "grid"})
+    seeds = range(raw["first_seed"], raw["first_seed"] + raw["seeds"])
+    keys = {axis: key for axis, (key, _) in axes.items()}
+    tune = read_tune(merged["tune"], f"arms.{arm}.tune", name, keys, seeds)
+    many = math.prod(len(values) for values in ranges.values())
+    for what, count in (("cells", many), ("trials", many * len(tune.candidates) if tune else 0)):
+        if count > MOST:
+            raise Refused(f"grid: arm {arm} has {count:,} {what}, at most {MOST:,}")
+    cells, tunings = [], []
+    for combination in itertools.product(*ranges.values()):
+        point = dict(zip(ranges, combination, strict=True))
+        settings = copy.deepcopy(merged)
+        for axis, value in point.items():
+            _set(settings, axes[axis][0], value, f"grid.{axis}.key")
+        finals, trials = [], []
+        for setting in tune.candidates if tune else ({},):
+            tried = copy.deepcopy(settings)
+            for path, value in setting.items():
+                _set(tried, path, value, f"arms.{arm}.tune.over")
+            own = {"measures": measures, "seeds": raw["seeds"], "first_seed": raw["first_seed"]}
+            spec = cell_spec(tried, arm) | own | {"backend": raw["backend"]}
+            need_validation(spec, [n for part in measures.values() for n in names(part)], "measures")
+            finals.append(Cell(arm, point, spec))
+            if tune:
+                need_validation(spec, list(BY), f"arms.{arm}.tune")
+                tries = ", ".join(f"{path}={value}" for path, value in setting.items())
+                trials.append(Cell(arm, point, spec | _of_a_trial(tune, spec), f"trying {tries}"))
+        cells.append(finals[0])
+        if tune:
+            tunings.append(Tuning(tune, tuple(trials), tuple(finals)))
+    return cells, tunings
+
+
+def _of_a_trial(tune: TuneSpec, spec: dict[str, Any]) -> dict[str, Any]:
+    """What a trial does not share with the final cell: seeds of its own, and validation examples alone."""
+    return {
+        "measures": {"along": [], "end": list(BY)},
+        "seeds": tune.seeds,
+        "first_seed": tune.first_seed,
+        "train": spec["train"] | {"milestones": 0},
+    }
+
+
+def merge(base: Any, changes: Any, name: str = "") -> Any:
+    """`changes` over `base`, table by table; another name in a one-name table replaces the whole table."""
+    if not (isinstance(base, dict) and isinstance(changes, dict)):
+        return changes
+    if name in NAMED and set(base) != set(changes):
+        return changes
+    out = dict(base)
+    for key, value in changes.items():
+        out[key] = merge(base[key], value, str(key)) if key in base else value
+    return out
+
+
+def _set(settings: dict[str, Any], path: str, value: Any, where: str) -> None:
+    """Set a dotted path; a number in it is the place of a rule in a list."""
+    node: Any = settings
+    *parents, last = path.split(".")
+    for part in parents:
+        if isinstance(node, list) and part.isdecimal() and int(part) < len(node):
+            node = node[int(part)]
+            continue
+        if not isinstance(node, dict) or not isinstance(node.get(part), dict | list):
+            known = node if isinstance(node, dict) else {}
+            raise Refused(f"{where}: there is no table for {path!r}{suggest(part, known)}")
+        node = node[part]
+    if not isinstance(node, dict):
+        raise Refused(
+            f"{where}: {path!r} is not a setting; name the place in the list, and the setting there"
+        )
+    node[last] = value
+
+
+def need_values(where: str, values: Any) -> None:
+    """Refuse what is not a list of grid values."""
+    if not isinstance(values, list) or not values:
+        raise Refused(f"{where} must be a list of values, got {values!r}")
+    for value in values:
+        if not isinstance(value, str | int | float):
+            raise Refused(f"{where}: a grid value is a number, a text or true/false, got {value!r}")

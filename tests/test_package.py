@@ -26,8 +26,11 @@ ALLOWED = {
 }
 NO_TORCH = (
     "results",
+    "run_folder",
     "stats",
     "claims",
+    "compare_page",
+    "compare_runs",
     "verdicts",
     "report",
     "figures",
@@ -51,6 +54,7 @@ NO_TORCH = (
     "summary",
     "progress",
     "tracking",
+    "wandb_process",
 )
 
 

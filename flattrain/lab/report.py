@@ -23,7 +23,8 @@ FIRM = {"supported": "Yes.", "refuted": "No."}
 RULES = (
     "Supported: the estimate lies where predicted and the interval excludes the refuting region. Refuted: "
     "the other way round. Undecided: neither. Void: a condition of the claim does not hold. Missing: the "
-    "table has no rows for it. n counts seeds; intervals come from resampling seeds (proportions: Clopper–Pearson)."
+    "table has no rows for it. n counts seeds; intervals come from resampling seeds (proportions: "
+    "Clopper–Pearson)."
 )
 
 

@@ -60,8 +60,8 @@ def study(recipe: Recipe, command: str) -> int:
             )
         _collect(folder, recipe, record)
         verdicts = _judge(folder, recipe)
-        track.finish(verdicts, folder)
         print_summary(recipe, verdicts, folder)
+        track.finish(verdicts, folder)
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import textwrap
 from pathlib import Path
 
 from rich.console import Console
@@ -48,7 +49,10 @@ def print_summary(recipe: Recipe, verdicts: list[Verdict], folder: Path) -> None
     width = max(width, 40)
     console = Console(highlight=False, width=width)
     report = f"report: {_shown(folder / 'report.html')}"
-    below = 1 + math.ceil(len(report) / width)  # the counts, and the place, which is never cut
+    counts = (
+        " · ".join(f"{count} {name}" for name, count in count_by_verdict(verdicts).items()) or "no claims"
+    )
+    below = len(textwrap.wrap(counts, width)) + math.ceil(len(report) / width)  # the place is never cut
     room = max(height - 1 - 2 - below, 1)  # a line for the prompt, two for title and headings
     reasons = [f"{v.claim.id}: {v.verdict}: {v.reason}" for v in verdicts if v.verdict in ("void", "missing")]
     kept = _fitting(verdicts, room)
@@ -60,11 +64,8 @@ def print_summary(recipe: Recipe, verdicts: list[Verdict], folder: Path) -> None
     if left:
         rest = [v for v in verdicts if v not in kept]
         named = ", ".join(f"{count} {name}" for name, count in count_by_verdict(rest).items())
-        console.print(f"… and {left} more claims: {named}", markup=False)
-    counts = " · ".join(
-        f"[{COLOURS[name]}]{count} {name}[/]" for name, count in count_by_verdict(verdicts).items()
-    )
-    console.print(counts or "no claims")
+        console.print(Text(f"… and {left} more claims: {named}"), no_wrap=True, overflow="ellipsis")
+    console.print(Text("\n".join(textwrap.wrap(counts, width))))
     console.print(report, markup=False, soft_wrap=True)
 
 

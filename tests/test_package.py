@@ -43,6 +43,7 @@ NO_TORCH = (
     "provenance",
     "raw_numbers",
     "spec",
+    "old_recipes",
     "page",
     "recipe",
     "catalog",

@@ -116,11 +116,13 @@ def _verdict_table(verdicts: list[Verdict]) -> Markup:
 
 def _row(v: Verdict) -> list[Cell]:
     estimate = "" if v.interval is None else number(v.interval.estimate)
-    interval = interval_text(v)
+    facts = v.as_json()
+    interval = f"{interval_text(v)}, {100 * facts['level']:g} %" if v.interval else ""
+    where = "; ".join(filter(None, (facts.get("setting"), v.claim.source)))
     refuted = f"refuted if {v.claim.refuted_if}" if v.claim.refuted_if else "refuted otherwise"
     return [
         Cell(_lines(_badge(v.verdict, v.verdict), v.reason)),
-        Cell(_lines(joined([tag("strong", v.claim.id), " ", v.claim.says]), v.claim.source), "says"),
+        Cell(_lines(joined([tag("strong", v.claim.id), " ", v.claim.says]), where), "says"),
         Cell(_lines(estimate, interval), "n", "estimate"),
         Cell(_lines(str(v.claim.predicts), refuted), "n", "predicted"),
         Cell("" if v.interval is None else v.interval.n, "n", "seeds"),

@@ -21,9 +21,10 @@ from flattrain.lab.execute import (
     rows_of,
     run_cells,
 )
+from flattrain.lab.old_recipes import recipe_of_run
 from flattrain.lab.page import write_page
 from flattrain.lab.progress import duration, progress_bar
-from flattrain.lab.recipe import Recipe, read
+from flattrain.lab.recipe import Recipe
 from flattrain.lab.report import write_report
 from flattrain.lab.summary import print_summary
 from flattrain.lab.tracking import tracker
@@ -68,7 +69,7 @@ def study(recipe: Recipe, command: str) -> int:
 def report_again(folder: Path) -> int:
     """Verdicts and report from the files of a run folder; torch is not imported."""
     record = _read_record(folder)
-    recipe = read(record["name"], record["recipe"])
+    recipe = recipe_of_run(folder, record)
     verdicts = _judge(folder, recipe)
     print_summary(recipe, verdicts, folder)
     return 0

@@ -8,9 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from flattrain.lab.claims import Scope, read_claims
-from flattrain.lab.stats import Interval
 from flattrain.lab.summary import count_by_verdict, print_summary
-from flattrain.lab.verdicts import Verdict
+from flattrain.lab.verdicts import Interval, Verdict
 
 SCOPE = Scope(("a",), {}, ("error",))
 TEST = {"median": {"quantity": "error", "arm": "a"}}

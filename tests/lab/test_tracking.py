@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -208,3 +210,22 @@ def test_offline_runs_are_whole_and_readable(tmp_path):
     media = [p.name for p in (folder / "files" / "media").rglob("*") if p.is_file()]
     assert any(n.endswith(".png") for n in media) and any(n.endswith(".html") for n in media)
     assert any("verdicts" in n for n in media)
+
+
+def test_the_sweep_of_the_documentation_drives_a_recipe(monkeypatch):
+    """Its command as W&B's agent puts it together, and its metric as the study writes it."""
+    import yaml
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
+
+    root = Path(__file__).parent.parent.parent
+    monkeypatch.chdir(root)
+    page = (root / "docs" / "tracking.md").read_text(encoding="utf-8")
+    sweep = yaml.safe_load(re.search(r"```yaml\n(.*?)```", page, re.S)[1])
+    arguments = {k: {"value": v.get("value", v.get("min"))} for k, v in sweep["parameters"].items()}
+    words = create_sweep_command_args({"args": arguments})["args_no_hyphens"]
+    assert sweep["command"][1:] == ["python", "-m", "flattrain", "${args_no_hyphens}"]
+    recipe = composed(words)
+    assert recipe.raw["arms"]["sam"]["rule"]["sam"]["rho"] == 0.01 and recipe.raw["tracking"] == "wandb"
+    place, quantity, label = sweep["metric"]["name"].split("/")
+    assert place == "final" and label in [cell.label for cell in recipe.cells]
+    assert quantity in recipe.raw["measures"]["along"]

@@ -119,10 +119,16 @@ def test_a_sweep_gets_one_run_per_trial(fake):
     assert any(e.get("summary") == "final/train_loss/sam n=12" for e in entries)
 
 
+def complaints(capfd):
+    """Standard error, without the note that it waits: that depends on how busy the machine is."""
+    lines = capfd.readouterr().err.splitlines(keepends=True)
+    return "".join(line for line in lines if "takes its time" not in line)
+
+
 @pytest.mark.parametrize("how", ["init hangs", "finish hangs"])
 def test_a_tracker_that_hangs_is_left_behind(fake, how, capfd):
     _, seconds = fake(how, 3)
-    assert 2.5 < seconds < 9
+    assert 2.5 < seconds < 20  # it would hang for 600
     said = capfd.readouterr().err
     assert "left behind after 3 s" in said and said.count("\n") == 1
 
@@ -131,14 +137,14 @@ def test_a_tracker_that_hangs_is_left_behind(fake, how, capfd):
 def test_a_tracker_that_dies_does_not_hold_the_run(fake, how, capfd):
     _, seconds = fake(how, 60)
     assert seconds < 30
-    said = capfd.readouterr().err
+    said = complaints(capfd)
     assert "Traceback" not in said and said.count("\n") == (how == "no package")
 
 
 def test_without_an_answer_it_logs_offline(fake, capfd):
     entries, _ = fake("offline only", 60)
     assert {e["mode"] for e in entries if "init" in e} == {"offline"}
-    said = capfd.readouterr().err
+    said = complaints(capfd)
     assert "RuntimeError: W&B cannot be reached; logging offline" in said and said.count("\n") == 1
 
 

@@ -138,7 +138,7 @@ def _page_cell(judged: Judged | None) -> Cell:
     if judged is None:
         return Cell("—")
     badge = tag("span", judged.verdict, class_=f"verdict {judged.verdict}")
-    numbers = tag("small", f"{interval_words(judged)}, n = {judged.n}") if judged.n else Markup("")
+    numbers = tag("small", f"{interval_words(judged)}, n\u00a0=\u00a0{judged.n}") if judged.n else Markup("")
     return Cell(joined([badge, numbers], "<br>"))
 
 

@@ -32,7 +32,7 @@ DARK = (
 )  # fmt: skip
 MARKERS = "osD^vPX*<>"
 DASHES = ("-", "--", "-.", ":")
-GRID, INK = "#b0b0b0", "#000000"
+GRID, INK, PAPER = "#b0b0b0", "#000000", "#ffffff"
 WIDTH = 4.8  # inches; narrow, so that letters stay readable on a telephone
 
 STYLE = {
@@ -91,10 +91,9 @@ def svg(figure: Figure, alt: str, key: str) -> str:
 
 
 def _themed(colour: str) -> str:
-    if colour in (INK, "#ffffff"):
-        return "currentColor" if colour == INK else "var(--paper)"
-    if colour == GRID:
-        return "var(--line)"
+    known = {INK: "currentColor", PAPER: "var(--paper)", GRID: "var(--line)"}
+    if colour in known:
+        return known[colour]
     return f"var(--c{PALETTE.index(colour)})" if colour in PALETTE else colour
 
 

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import SymmetricalLogLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, SymmetricalLogLocator
 
 from flattrain.lab.figure_style import MARKERS, PALETTE, WIDTH, styled
 from flattrain.lab.figures_spec import FigureSpec
@@ -62,16 +63,27 @@ def _scales(axes: Axes, logarithmic: str) -> None:
         if letter not in logarithmic:
             continue
         positive = axes.dataLim.minposx if letter == "x" else axes.dataLim.minposy
-        if not (math.isfinite(positive) and 0 < positive <= high):
-            continue
+        if not (math.isfinite(positive) and 0 < positive <= high) or low > high / 3:
+            continue  # nothing positive; or so short an axis that a logarithm would only hide its ticks
         setter = axes.set_xscale if letter == "x" else axes.set_yscale
         if low > 0:
             setter("log")
+            _log_ticks(axes.xaxis if letter == "x" else axes.yaxis, math.log10(high / low))
             continue
         setter("symlog", linthresh=10 ** math.floor(math.log10(max(positive, 1e-6 * high))))
         locator = (axes.xaxis if letter == "x" else axes.yaxis).get_major_locator()
         if isinstance(locator, SymmetricalLogLocator):
             locator.set_params(numticks=7)
+
+
+def _log_ticks(axis: Axis, decades: float) -> None:
+    """Powers of ten, and on short axes 2 and 5 between them: more would run into one another."""
+    if decades < 1.5:
+        axis.set_minor_locator(LogLocator(subs=(2, 5)))
+        for setter in (axis.set_major_formatter, axis.set_minor_formatter):
+            setter(FuncFormatter(lambda value, _: f"{value:g}"))
+    else:
+        axis.set_minor_formatter(NullFormatter())
 
 
 def _legend(figure: Figure, axes: Axes) -> None:

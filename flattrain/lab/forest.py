@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
-from flattrain.lab.figure_style import INK, PALETTE, WIDTH, plain, styled
+from flattrain.lab.figure_style import INK, PALETTE, PAPER, WIDTH, plain, styled
 from flattrain.lab.figures import Drawn
 from flattrain.lab.summary import interval_text, number
 from flattrain.lab.verdicts import Verdict
@@ -67,7 +67,7 @@ def _line(axes: Axes, k: int, v: Verdict) -> None:
     hatched = {"facecolor": "none", "edgecolor": REFUTING, "hatch": "////", "lw": 0.4}
     _shade(axes, k, v.claim.refutes, grid, hatched)
     axes.plot([at(found.low), at(found.high)], [k, k], color=INK, lw=2, solid_capstyle="butt")
-    axes.plot(at(found.estimate), k, MARKS.get(v.verdict, "o"), color=INK, ms=6)
+    axes.plot(at(found.estimate), k, MARKS.get(v.verdict, "o"), color=INK, ms=9, mec=PAPER, mew=0.8)
     axes.text(0, k + 0.25, plain(v.claim.id, most=34), fontsize=9, va="bottom", fontweight="bold")
     axes.text(1, k + 0.25, _numbers(v), fontsize=9, va="bottom", ha="right")
 

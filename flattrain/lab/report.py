@@ -54,8 +54,7 @@ def write_report(
         tag("h2", "Verdicts"),
         _verdict_table(verdicts),
         tag("p", RULES, class_="small"),
-        _figures([_figure(claims, "claims")] if claims else []),
-        _figures(shown[2:]),
+        *_lower_figures([_figure(claims, "claims")] if claims else [], shown[2:], len(verdicts)),
         *raw_numbers(recipe, table_, record),
         *provenance(record),
     ]
@@ -89,6 +88,11 @@ def _figure(drawn: figures.Drawn, key: str) -> Markup:
 
 def _figures(shown: list[Markup]) -> Markup:
     return tag("div", *shown, class_="figures") if shown else Markup("")
+
+
+def _lower_figures(claims: list[Markup], rest: list[Markup], count: int) -> list[Markup]:
+    """The forest beside the other figures; by itself where it is much higher than they are."""
+    return [_figures([*claims, *rest])] if count <= 8 else [_figures(claims), _figures(rest)]
 
 
 def _badge(verdict: str, words: str) -> Markup:

@@ -37,8 +37,22 @@ def warnings(record: dict[str, Any]) -> Iterable[Markup]:
     )
 
 
+def diverged(record: dict[str, Any]) -> Iterable[Markup]:
+    """The runs that ended because their loss was no longer finite, folded."""
+    found = record.get("diverged")
+    lost = [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
+    if not lost:
+        return
+    keys = list(dict.fromkeys(key for entry in lost for key in entry))
+    rows = [[str(entry.get(key, "")) for key in keys] for entry in lost]
+    runs = f"{len(lost)} run{'s' if len(lost) > 1 else ''} diverged"
+    yield folded(runs, table("Runs that ended before their last step", keys, rows))
+
+
 def _said(entry: dict[str, Any]) -> str:
-    return "; ".join(changes(entry)) or "what changed is not recorded"
+    what = "; ".join(changes(entry)) or "what changed is not recorded"
+    seen = {True: ", after results had been seen", False: ", before any result was seen"}
+    return what + seen.get(entry.get("results_seen"), "")  # type: ignore[arg-type]
 
 
 def provenance(record: dict[str, Any]) -> Iterable[Markup]:
@@ -59,7 +73,7 @@ def provenance(record: dict[str, Any]) -> Iterable[Markup]:
     yield folded("Seeds, code and versions", table("What ran", ["what", "value"], facts))
     found = registrations(record)
     if found:
-        rows = [(e.get("time", ""), e.get("hash", ""), "; ".join(changes(e))) for e in found]
+        rows = [(e.get("time", ""), e.get("key") or e.get("hash", ""), "; ".join(changes(e))) for e in found]
         heads = ["time", "hash", "changed"]
         yield folded("Registrations", table("What was fixed before the runs", heads, rows))
     paths = list(record.get("backends", {}).items())

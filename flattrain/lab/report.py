@@ -12,7 +12,7 @@ from flattrain.lab.figure_style import save_png, svg
 from flattrain.lab.figures_spec import FigureSpec, default_figures
 from flattrain.lab.forest import forest
 from flattrain.lab.markup import Cell, Markup, document, joined, table, tag, text
-from flattrain.lab.provenance import provenance, warnings
+from flattrain.lab.provenance import diverged, provenance, warnings
 from flattrain.lab.raw_numbers import raw_numbers
 from flattrain.lab.recipe import Recipe
 from flattrain.lab.results import Table
@@ -50,6 +50,7 @@ def write_report(
         *warnings(record),
         tag("h2", "What was found"),
         *_found(verdicts),
+        *diverged(record),
         _figures(shown[:2]),
         tag("h2", "Verdicts"),
         _verdict_table(verdicts),

@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -43,8 +44,9 @@ def count_by_verdict(verdicts: list[Verdict]) -> dict[str, int]:
     return {name: count for name, count in counts.items() if count}
 
 
-def print_summary(recipe: Recipe, verdicts: list[Verdict], folder: Path) -> None:
-    """One line per claim, the counts, and where the report is: no more lines than the screen has."""
+def print_summary(recipe: Recipe, verdicts: list[Verdict], folder: Path, notes: Sequence[str] = ()) -> None:
+    """One line per claim, the counts, `notes` that must not be missed, and where the report is: no more
+    lines than the screen has."""
     width, height = shutil.get_terminal_size((80, 24))
     width = max(width, 40)
     console = Console(highlight=False, width=width)
@@ -52,7 +54,8 @@ def print_summary(recipe: Recipe, verdicts: list[Verdict], folder: Path) -> None
     counts = (
         " · ".join(f"{count} {name}" for name, count in count_by_verdict(verdicts).items()) or "no claims"
     )
-    below = len(textwrap.wrap(counts, width)) + math.ceil(len(report) / width)  # the place is never cut
+    last = [line for words in (counts, *notes) for line in textwrap.wrap(words, width)]
+    below = len(last) + math.ceil(len(report) / width)  # neither is ever cut
     room = max(height - 1 - 2 - below, 1)  # a line for the prompt, two for title and headings
     reasons = [f"{v.claim.id}: {v.verdict}: {v.reason}" for v in verdicts if v.verdict in ("void", "missing")]
     kept = _fitting(verdicts, room)
@@ -65,7 +68,7 @@ def print_summary(recipe: Recipe, verdicts: list[Verdict], folder: Path) -> None
         rest = [v for v in verdicts if v not in kept]
         named = ", ".join(f"{count} {name}" for name, count in count_by_verdict(rest).items())
         console.print(Text(f"… and {left} more claims: {named}"), no_wrap=True, overflow="ellipsis")
-    console.print(Text("\n".join(textwrap.wrap(counts, width))))
+    console.print(Text("\n".join(last)))
     console.print(report, markup=False, soft_wrap=True)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from flattrain.lab.compose import composed
 from flattrain.lab.figure_style import DARK, PALETTE
-from flattrain.lab.provenance import warnings
+from flattrain.lab.provenance import diverged, warnings
 from flattrain.lab.report import chosen_figures, slug, write_report
 from flattrain.lab.results import Row, Table
 from flattrain.lab.verdicts import judge
@@ -143,14 +143,29 @@ def test_where_the_numbers_come_from(report):
 
 def test_a_changed_registration_is_said_in_the_open(report):
     first = {"time": "2026-01-01", "hash": "aaa", "changed": []}
-    second = {"time": "2026-01-02", "hash": "bbb", "changed": ["claims.falls.predicts: 1 -> 2", NASTY]}
+    second = {
+        "time": "2026-01-02",
+        "key": "bbb",
+        "changed": ["claims.falls.predicts: 1 -> 2", NASTY],
+        "results_seen": True,
+    }
     text = report(registrations=[first, second])
     warning = text[text.index('class="warning"') : text.index("What was found")]
     assert "claims.falls.predicts: 1 -&gt; 2" in warning and "2026-01-02" in warning
-    assert "&lt;script&gt;" in warning
+    assert "&lt;script&gt;" in warning and "after results had been seen" in warning and "bbb" in text
     for fine in ([first], "yes", [1, 2], [{}], None):
         assert not list(warnings({"registrations": fine}))
     assert "all" in next(iter(warnings({"registrations": [{}, {"changed": "all"}]})))
+
+
+def test_diverged_runs_are_listed():
+    lost = [{"cell": "sam n=8", "seed": 1, "step": 40, "why": NASTY}, {"cell": "b", "seed": 2}]
+    (found,) = diverged({"diverged": lost})
+    page = Page(found)
+    assert "2 runs diverged" in found and NASTY in page.text and "40" in page.text
+    assert len(page.all("tr")) == 3 and not page.all("script")
+    for none in ({}, {"diverged": []}, {"diverged": "x"}):
+        assert not list(diverged(none))
 
 
 @pytest.mark.parametrize("value", [float("nan"), 1e308, -1.0])

@@ -33,12 +33,12 @@ def verdicts_of(names):
 
 @pytest.fixture
 def lines(capsys, monkeypatch, tmp_path):
-    def show(names, width=80, height=24):
+    def show(names, width=80, height=24, notes=()):
         monkeypatch.setenv("COLUMNS", str(width))
         monkeypatch.setenv("LINES", str(height))
         monkeypatch.chdir(tmp_path)
         recipe = SimpleNamespace(title="A title [bold]that is[/bold] " + "long " * 40)
-        print_summary(recipe, verdicts_of(names), tmp_path / "runs" / "x")
+        print_summary(recipe, verdicts_of(names), tmp_path / "runs" / "x", notes)
         out = capsys.readouterr().out.splitlines()
         assert len(out) < height and max(map(len, out)) <= width, out
         assert out[-1] == "report: runs/x/report.html"
@@ -75,6 +75,15 @@ def test_what_needs_a_look_stays_where_not_all_fit(lines, width, height):
 def test_exactly_as_many_as_fit_are_all_shown(lines):
     room = next(n for n in range(1, 30) if "more claims" in "\n".join(lines(["supported"] * n))) - 1
     assert room >= 17 and len(lines(["supported"] * room)) == 23
+
+
+def test_notes_are_never_cut(lines):
+    notes = [
+        "The trial was changed after results were seen: " + "claims.falls.predicts, " * 9,
+        "one run diverged",
+    ]
+    out = lines(["supported"] * 40, notes=notes)
+    assert " ".join(" ".join(out).split()).count("claims.falls.predicts,") == 9 and "one run diverged" in out
 
 
 def test_no_claims(lines):

@@ -59,7 +59,9 @@ def write_report(
         *raw_numbers(recipe, table_, record),
         *provenance(record),
     ]
-    path.write_text(document(recipe.title, body), encoding="utf-8", errors="replace")
+    beside = path.with_name(path.name + ".tmp")
+    beside.write_text(document(recipe.title, body), encoding="utf-8", errors="replace")
+    beside.replace(path)
 
 
 def chosen_figures(recipe: Recipe) -> tuple[FigureSpec, ...]:

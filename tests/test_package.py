@@ -27,12 +27,23 @@ ALLOWED = {
 NO_TORCH = (
     "results",
     "statistics",
+    "run_folder",
     "claims",
+    "compare_page",
+    "compare_runs",
     "verdicts",
     "report",
     "figures",
     "figures_spec",
+    "figure_style",
+    "forest",
+    "markup",
+    "page_style",
+    "painters",
+    "provenance",
+    "raw_numbers",
     "spec",
+    "old_recipes",
     "page",
     "recipe",
     "catalog",
@@ -53,6 +64,7 @@ NO_TORCH = (
     "summary",
     "progress",
     "tracking",
+    "wandb_process",
 )
 
 

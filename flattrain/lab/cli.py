@@ -16,6 +16,7 @@ flattrain: does flatness lead to generalization? Recipes run the trial and give 
   python -m flattrain recipe=NAME KEY=VALUE ...      change it: seeds=20 train.lr=0.02 preset=full
   python -m flattrain -m recipe=A,B KEY=V,W ...      one run for each combination of values
   python -m flattrain report RUN_DIR                 verdicts and report again, from the table alone
+  python -m flattrain compare RUN_DIR RUN_DIR ...    runs side by side; out=FILE.html (.md, .json) keeps it
 
   recipe=NAME   a path to a .yaml, or a name from ./recipes or the package
   out=FOLDER    where results go (default runs/NAME-HASH); the same command resumes there
@@ -26,7 +27,7 @@ flattrain: does flatness lead to generalization? Recipes run the trial and give 
 
 Start with:  python -m flattrain recipe=quickstart
 """
-VERBS = ("list", "report", "help")
+VERBS = ("list", "report", "compare", "help")
 
 
 def run(words: list[str]) -> int:
@@ -64,6 +65,10 @@ def _run(words: list[str]) -> int:
         from flattrain.lab.sweep import sweep
 
         return sweep(words[1:])
+    if words[0] == "compare":
+        from flattrain.lab.compare_page import compare_command
+
+        return compare_command(words[1:])
     if "=" not in words[0] and not words[0].startswith("-"):
         raise Refused(f"unknown command {words[0]!r}{suggest(words[0], VERBS)}")
     from flattrain.lab.compose import composed

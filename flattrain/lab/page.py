@@ -21,7 +21,7 @@ def write_page(path: Path, recipe: Recipe, record: dict[str, Any], verdicts: lis
         "",
         f"{recipe.paper}. {recipe.seeds} seeds.",
         "",
-        "| claim | verdict | estimate | 95 % interval | predicted | refuted if |",
+        "| claim | verdict | estimate | interval | predicted | refuted if |",
         "|---|---|---|---|---|---|",
     ]
     for v in verdicts:
@@ -31,7 +31,7 @@ def write_page(path: Path, recipe: Recipe, record: dict[str, Any], verdicts: lis
             f"**{v.claim.id}** {v.claim.says} *{v.claim.source}*",
             f"{v.verdict}{': ' + v.reason if v.reason else ''}",
             estimate,
-            interval_text(v),
+            f"{interval_text(v)}, {100 * v.as_json()['level']:g} %" if v.interval else "",
             v.claim.predicts,
             refuted,
         )

@@ -24,9 +24,10 @@ from flattrain.lab.execute import (
     steps_of,
 )
 from flattrain.lab.executors.job import Executor
+from flattrain.lab.old_recipes import recipe_of_run
 from flattrain.lab.page import write_page
 from flattrain.lab.progress import duration, progress_bar
-from flattrain.lab.recipe import Recipe, read
+from flattrain.lab.recipe import Recipe
 from flattrain.lab.registration import RECORD, TABLE, keep_earlier, known, registered, said
 from flattrain.lab.report import write_report
 from flattrain.lab.summary import print_summary
@@ -85,8 +86,8 @@ def study(recipe: Recipe, command: str) -> int:
             )
         _collect(folder, store, recipe, record)
         verdicts = _judge(folder, recipe)
-        track.finish(verdicts, folder)
         _print(recipe, verdicts, folder)
+        track.finish(verdicts, folder)
     return 0
 
 
@@ -104,7 +105,7 @@ def _choose(store: Store, recipe: Recipe) -> tuple[Recipe, Plan]:
 def report_again(folder: Path) -> int:
     """Verdicts and report from the files of a run folder; torch is not imported."""
     record = _read_record(folder)
-    recipe = read(record["name"], record["recipe"])
+    recipe = recipe_of_run(folder, record)
     verdicts = _judge(folder, recipe)
     _print(recipe, verdicts, folder)
     return 0
@@ -213,17 +214,16 @@ def _judge(folder: Path, recipe: Recipe) -> list[Verdict]:
 
 
 def _print(recipe: Recipe, verdicts: list[Verdict], folder: Path) -> None:
-    """The summary, then what the reader of a verdict must not miss."""
-    print_summary(recipe, verdicts, folder)
+    """The summary, with what the reader of a verdict must not miss."""
     record = _read_record(folder)
-    lost = record.get("diverged", [])
+    lost, notes = record.get("diverged", []), []
     if lost:
         first = f"{lost[0]['cell']} seed {lost[0]['seed']}: {lost[0]['why']}"
-        print(
-            f"diverged: {len(lost)} run{'s' if len(lost) > 1 else ''}, the first {first}; all are in {RECORD}"
-        )
+        runs = f"{len(lost)} run{'s' if len(lost) > 1 else ''}"
+        notes.append(f"diverged: {runs}, the first {first}; all are in {RECORD}")
     if said(record):
-        print(said(record))
+        notes.append(said(record))
+    print_summary(recipe, verdicts, folder, notes)
 
 
 def _write(path: Path, text: str) -> None:

@@ -1,21 +1,24 @@
-"""Tracking in Weights & Biases: online when logged in, offline otherwise, never in the way of the run.
+"""Tracking of a run: whatever a tracker does, the run neither fails nor waits for it longer than a bound.
 
-Whatever goes wrong in the tracker is said in one line and the run goes on; the table on disk is complete
-without it.
+W&B has a process of its own (`lab.wandb_process`), fed by a queue that never blocks. Its troubles are said in
+one line. At the end the run waits at most `patience()` seconds for it, then ends the process: what it has
+logged so far lies in the run folder, and `wandb sync` uploads it. The table on disk is complete without it.
 """
 
 from __future__ import annotations
 
+import math
+import multiprocessing
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from statistics import fmean
 from typing import Any, Protocol
 
 from flattrain.lab.recipe import Cell, Recipe
 from flattrain.lab.results import Row
 from flattrain.lab.verdicts import Verdict
+
+PATIENCE = 60.0  # seconds
 
 
 class Tracker(Protocol):
@@ -38,84 +41,59 @@ def tracker(name: str, recipe: Recipe, folder: Path) -> Tracker:
     """The backend of that name, or none if it does not come up."""
     if name != "wandb":
         return Silent()
-    started = _safely(lambda: _start(recipe, folder))
-    return Wandb(started) if started is not None else Silent()
-
-
-def _safely(action: Callable[[], Any]) -> Any:
     try:
-        return action()
-    except Exception as error:
-        first = (str(error).strip().split("\n") or [""])[0]
-        print(
-            f"flattrain: tracking: {type(error).__name__}: {first[:150]}; the run goes on",
-            file=sys.stderr,
-        )
-        return None
+        return Wandb(recipe, folder)
+    except (OSError, RuntimeError) as error:
+        say(f"{type(error).__name__}: {error}; the run goes on without")
+        return Silent()
 
 
-def _mode() -> Any:
-    """$WANDB_MODE, or online when a key is at hand, or offline; a prompt is never shown."""
-    import wandb
+def patience() -> float:
+    """Seconds to wait for the tracker at the end: $FLATTRAIN_TRACKING_SECONDS, or 60."""
+    try:
+        seconds = float(os.environ.get("FLATTRAIN_TRACKING_SECONDS", ""))
+    except ValueError:
+        return PATIENCE
+    return max(0.0, seconds) if math.isfinite(seconds) else PATIENCE
 
-    chosen = os.environ.get("WANDB_MODE")
-    if chosen:
-        return chosen
-    return "online" if os.environ.get("WANDB_API_KEY") or wandb.api.api_key else "offline"
 
-
-def _start(recipe: Recipe, folder: Path) -> Any:
-    import wandb
-
-    run = wandb.init(
-        project=os.environ.get("WANDB_PROJECT", "flattrain"),
-        name=f"{recipe.name}-{recipe.key[:8]}",
-        group=recipe.name,
-        dir=str(folder),
-        mode=_mode(),
-        config={k: v for k, v in recipe.raw.items() if k != "presets"},
-        settings=wandb.Settings(init_timeout=30, silent=True, console="off"),
-    )
-    run.define_metric("train_step")
-    run.define_metric("*", step_metric="train_step")
-    return run
+def say(message: str) -> None:
+    """One line on standard error."""
+    print(f"flattrain: tracking: {' '.join(message.split())[:300]}", file=sys.stderr, flush=True)
 
 
 class Wandb:
-    """One W&B run per study: curves per arm and seed, the verdict table, the figures and the report."""
+    """W&B at arm's length: a queue, and a process at its other end."""
 
-    def __init__(self, run: Any) -> None:
-        self.run = run
+    def __init__(self, recipe: Recipe, folder: Path) -> None:
+        from flattrain.lab.wandb_process import Study, serve
+
+        study = Study(
+            recipe.name,
+            recipe.key,
+            {k: v for k, v in recipe.raw.items() if k != "presets"},
+            str(folder),
+            sum(cell.spec["seeds"] for cell in recipe.cells),
+        )
+        context = multiprocessing.get_context("spawn")
+        self.queue: Any = context.Queue()
+        self.queue.cancel_join_thread()  # a tracker that hangs must not hold the program when it ends
+        self.process = context.Process(target=serve, args=(study, self.queue), daemon=True)
+        self.process.start()
 
     def cell(self, cell: Cell, rows: list[Row]) -> None:
-        _safely(lambda: self._cell(cell, rows))
-
-    def _cell(self, cell: Cell, rows: list[Row]) -> None:
-        by_step: dict[int, dict[str, list[float]]] = {}
-        for row in rows:
-            curves = by_step.setdefault(row.step, {})
-            curves.setdefault(f"{cell.label}/{row.quantity}", []).append(row.value)
-            curves[f"{cell.label}/{row.quantity}/seed {row.seed}"] = [row.value]
-        for step, curves in sorted(by_step.items()):
-            self.run.log({"train_step": step} | {k: fmean(v) for k, v in curves.items()})
+        self.queue.put(("cell", cell.label, cell.arm, dict(cell.point), rows))
 
     def finish(self, verdicts: list[Verdict], folder: Path) -> None:
-        _safely(lambda: self._finish(verdicts, folder))
-
-    def _finish(self, verdicts: list[Verdict], folder: Path) -> None:
-        import wandb
-
-        columns = ["claim", "verdict", "estimate", "low", "high", "n", "says", "source"]
-        table = wandb.Table(columns=columns)
-        for v in verdicts:
-            j = v.as_json()
-            low, high = j["interval"] or (None, None)
-            table.add_data(v.claim.id, v.verdict, j["estimate"], low, high, j["n"], j["says"], j["source"])
-        logged: dict[str, Any] = {"verdicts": table}
-        for figure in sorted((folder / "figures").glob("*.png")):
-            logged[f"figures/{figure.stem}"] = wandb.Image(str(figure))
-        logged["report"] = wandb.Html(str(folder / "report.html"))
-        self.run.log(logged)
-        for v in verdicts:
-            self.run.summary[f"verdict/{v.claim.id}"] = v.verdict
-        self.run.finish()
+        self.queue.put(("finish", {v.claim.id: v.as_json() for v in verdicts}, str(folder)))
+        seconds = patience()
+        self.process.join(min(seconds, 5.0))
+        if self.process.is_alive() and seconds > 5:
+            say(f"W&B takes its time; waiting for it at most {seconds:.0f} s")
+            self.process.join(seconds - 5)
+        if self.process.is_alive():
+            say(f"left behind after {seconds:.0f} s; wandb sync {folder}/wandb/* uploads what is there")
+            self.process.terminate()
+            self.process.join(2)
+            if self.process.is_alive():
+                self.process.kill()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import html
+from collections.abc import Iterable
 from typing import Any
+
+from flattrain.lab.markup import Markup, folded, table, tag
 
 HEAD = ("arm", "chosen", "score", "runs", "remarks")
 
@@ -13,21 +15,20 @@ def rows(record: dict[str, Any]) -> list[tuple[str, ...]]:
     return [_row(entry) for entry in record.get("tuning") or [] if entry.get("chosen") is not None]
 
 
-def as_html(record: dict[str, Any]) -> str:
-    """The section of the report, with every trial folded away; empty where nothing was tuned."""
+def section(record: dict[str, Any]) -> Iterable[Markup]:
+    """The section of the report, with every trial folded away; nothing where nothing was tuned."""
     found = rows(record)
     if not found:
-        return ""
+        return
     every = [
         (_name(entry), setting_text(trial["setting"]), _score(trial))
         for entry in record["tuning"]
         for trial in entry["trials"]
     ]
-    return (
-        f"<h2>Settings that were tuned</h2><p class='small'>{_e(said(record))}</p>"
-        f"{_table(HEAD, found)}<details><summary>Every trial</summary>"
-        f"{_table(('arm', 'setting', 'score'), every)}</details>"
-    )
+    yield tag("h2", "Settings that were tuned")
+    yield tag("p", said(record), class_="small")
+    yield table("What was chosen for each arm", HEAD, found)
+    yield folded("Every trial", table("What was tried", ("arm", "setting", "score"), every))
 
 
 def as_markdown(record: dict[str, Any]) -> list[str]:
@@ -80,15 +81,6 @@ def _score(trial: dict[str, Any]) -> str:
 def _span(seeds: list[int]) -> str:
     whole = seeds == list(range(seeds[0], seeds[-1] + 1)) and len(seeds) > 1
     return f"{seeds[0]} to {seeds[-1]}" if whole else ", ".join(map(str, seeds))
-
-
-def _e(text: str) -> str:
-    return html.escape(text)
-
-
-def _table(head: tuple[str, ...], found: list[Any]) -> str:
-    lines = "".join(f"<tr>{''.join(f'<td>{_e(c)}</td>' for c in row)}</tr>" for row in found)
-    return f'<div class="wide"><table><tr>{"".join(f"<th>{h}</th>" for h in head)}</tr>{lines}</table></div>'
 
 
 def _line(cells: Any) -> str:

@@ -211,25 +211,3 @@ def test_dry_run_prints_the_recipe_and_writes_nothing(home, capsys):
     code, out, _ = call(capsys, "recipe=tiny", "dry_run=true", "train.lr=0.5")
     assert code == 0 and "lr: 0.5" in out and "# 3 cells" in out and "estimated time" in out
     assert sorted(p.name for p in home.iterdir()) == ["recipes"]
-
-
-def test_wandb_offline_holds_curves_verdicts_and_figures(tmp_path):
-    write(tmp_path)
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
-    done = subprocess.run(
-        [sys.executable, "-m", "flattrain", "recipe=tiny", "out=run", "tracking=wandb"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env=environment | {"HOME": str(tmp_path)},
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "tracking:" not in done.stderr
-    (folder,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
-    raw = next(folder.glob("*.wandb")).read_bytes()
-    for text in (b"sam n=12/train_loss", b"verdict/falls", b"supported", b"figures/", b"train_step"):
-        assert text in raw
-    media = [p.name for p in (folder / "files" / "media").rglob("*") if p.is_file()]
-    assert any(n.endswith(".png") for n in media) and any(n.endswith(".html") for n in media)
-    assert any("verdicts" in n for n in media)

@@ -169,13 +169,13 @@ def test_the_record_says_what_was_tried(recipe):
     assert [t["mean"] for t in sgd["trials"]] == [2, None, 2] and sgd["trials"][1]["scores"] == [None, 1]
     assert sgd["ties"] == 1 and sgd["diverged"] == 1 and sgd["at_ends"] == ["train.lr"]
     assert [t["setting"] for t in sgd["trials"]] == [t["setting"] for t in before[0]["trials"]]
-    shown = tuning_table.as_html({"tuning": [sgd]})
+    shown = "".join(tuning_table.section({"tuning": [sgd]}))
     assert "train.lr = 0.001" in shown and "1 of 3 trials diverged" in shown and "1000000 to 1000001" in shown
     assert "| sgd | train.lr = 0.001 | 2 | 3 × 2 seeds |" in "\n".join(
         tuning_table.as_markdown({"tuning": [sgd]})
     )
     for nothing in ({}, {"tuning": []}, {"tuning": before}):
-        assert tuning_table.as_html(nothing) == "" and tuning_table.as_markdown(nothing) == []
+        assert not list(tuning_table.section(nothing)) and tuning_table.as_markdown(nothing) == []
 
 
 def test_small_functions():

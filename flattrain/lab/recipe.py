@@ -16,8 +16,9 @@ from typing import Any
 
 from flattrain.lab import catalog
 from flattrain.lab.claims import Claim, Scope, read_claims
+from flattrain.lab.device import DEVICES
 from flattrain.lab.figures_spec import FigureSpec, read_figures
-from flattrain.lab.spec import TRAIN, cell_spec, need, need_one_of
+from flattrain.lab.spec import TRAIN, cell_spec, need, need_one_of, need_precision
 from flattrain.ranges import Refused, suggest
 
 ARM_KEYS = (
@@ -93,7 +94,10 @@ def read(name: str, raw: dict[str, Any]) -> Recipe:
     need("seeds", raw["seeds"], "Count")
     need("first_seed", raw["first_seed"], "Steps")
     need("jobs", raw["jobs"], "Steps")
-    need_one_of("precision", raw["precision"], ("float32", "float64"))
+    need_precision("precision", raw["precision"])
+    # Runs of before there was a choice have neither key.
+    need_one_of("device", raw.get("device", "cpu"), DEVICES)
+    need("deterministic", raw.get("deterministic", True), "bool")
     need_one_of("backend", raw["backend"], ("auto", "stacked", "eager"))
     if not raw["arms"]:
         raise Refused("arms: a recipe needs at least one arm")
@@ -197,8 +201,15 @@ def _cells(
             "first_seed": raw["first_seed"],
             "backend": raw["backend"],
         }
+        spec |= _elsewhere(raw)
         out.append(Cell(arm, point, spec))
     return out
+
+
+def _elsewhere(raw: dict[str, Any]) -> dict[str, Any]:
+    """What sets a trial apart from a deterministic one on the CPU, which keeps its identity."""
+    usual = {"device": ("auto", "cpu"), "deterministic": (True,)}
+    return {key: raw[key] for key, values in usual.items() if raw.get(key, values[0]) not in values}
 
 
 def merge(base: Any, changes: Any, name: str = "") -> Any:

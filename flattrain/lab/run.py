@@ -14,6 +14,7 @@ from flattrain.core import losses, trees
 from flattrain.core.layers import normalisation_parameters
 from flattrain.core.probes import stream
 from flattrain.lab import catalog
+from flattrain.lab.device import in_words, set_up
 from flattrain.problems.split import Model, Split
 from flattrain.problems.two_layer import LayerNormed, TwoLayer
 from flattrain.ranges import Refused
@@ -37,23 +38,27 @@ class Experiment:
         self.spec = spec
         first = spec["first_seed"]
         self.seeds = list(range(first, first + spec["seeds"]))
-        dtype = getattr(torch, spec["precision"])
+        dtype, device = getattr(torch, spec["precision"]), set_up(spec)
         dataset = _build(catalog.DATASETS, spec["dataset"], root=root)
-        self.splits = [_as(dtype, dataset(seed)) for seed in self.seeds]
+        # Drawn and built on the CPU, so that the start is the same wherever the cell runs.
+        here = [_as(dtype, dataset(seed)) for seed in self.seeds]
         self.model: Model = _build(catalog.MODELS, spec["model"])
-        self.module = self.model.build(self.splits[0]).to(dtype)
+        self.module = self.model.build(here[0]).to(dtype)
         self.criterion: Loss = getattr(losses, spec["loss"])
-        _need_targets(spec, torch.is_floating_point(self.splits[0].train_y))
+        _need_targets(spec, torch.is_floating_point(here[0].train_y))
         starts = [
             self.model.start(self.module, split, stream(seed, "start"))
-            for seed, split in zip(self.seeds, self.splits, strict=True)
+            for seed, split in zip(self.seeds, here, strict=True)
         ]
+        buffers = [self.model.buffers(self.module, split) for split in here]
+        self.module = self.module.to(device)
+        self.splits = [_moved(split, device) for split in here]
         self.stacked = Seeds(
             self.seeds,
             [s.train_x for s in self.splits],
             [s.train_y for s in self.splits],
-            [{k: v.to(dtype) for k, v in start.items()} for start in starts],
-            [self.model.buffers(self.module, split) for split in self.splits],
+            [{k: v.to(device, dtype) for k, v in start.items()} for start in starts],
+            [{k: v.to(device) for k, v in of_split.items()} for of_split in buffers],
         )
         self.trainer = self._trainer()
 
@@ -159,14 +164,15 @@ def run_cell(
 ) -> dict[str, Any]:
     """Train and measure one cell; resumes from `checkpoint`."""
     began = time.monotonic()
-    experiment = Experiment(spec, root)
-    rows = loop.run(
-        experiment.trainer,
-        experiment.stops(),
-        experiment.measure,
-        checkpoint=checkpoint,
-        progress=progress,
-    )
+    with in_words():
+        experiment = Experiment(spec, root)
+        rows = loop.run(
+            experiment.trainer,
+            experiment.stops(),
+            experiment.measure,
+            checkpoint=checkpoint,
+            progress=progress,
+        )
     return {
         "rows": rows,
         "backend": experiment.trainer.backend,
@@ -189,6 +195,11 @@ def _need_targets(spec: dict[str, Any], real: bool) -> None:
         raise Refused(f"problem.loss: {spec['loss']} needs {needs}, the data set gives {gives}")
 
 
+def _moved(split: Split, device: torch.device) -> Split:
+    x, y, tx, ty = (t.to(device) for t in split[:4])
+    return Split(x, y, tx, ty, split.outputs)
+
+
 def _as(dtype: torch.dtype, split: Split) -> Split:
     x, y, tx, ty = (t.to(dtype) if torch.is_floating_point(t) else t for t in split[:4])
     return Split(x, y, tx, ty, split.outputs)
@@ -204,6 +215,7 @@ def _fused_settings(spec: dict[str, Any]) -> fused.Settings | None:
     if not (
         plain_sgd
         and spec["backend"] == "auto"
+        and spec.get("device", "cpu") == "cpu"
         and spec["train"]["batch_size"] == 1
         and spec["loss"] == "squared_error"
         and not spec["penalties"]
@@ -227,14 +239,16 @@ def check(spec: dict[str, Any], root: str | None) -> str:
     before anything is written. Returns a warning, or nothing.
     """
     last = min(spec["train"]["steps"], 1)  # so few that nothing is compiled
-    experiment = Experiment(spec | {"seeds": 1, "train": spec["train"] | {"steps": last}}, root)
-    experiment.splits = [
-        Split(s.train_x[:8], s.train_y[:8], s.test_x[:8], s.test_y[:8], s.outputs) for s in experiment.splits
-    ]
-    state = experiment.trainer.init()
-    experiment.measure(state._replace(step=last))
-    if last:
-        experiment.trainer.advance(state, last)
+    with in_words():
+        experiment = Experiment(spec | {"seeds": 1, "train": spec["train"] | {"steps": last}}, root)
+        experiment.splits = [
+            Split(s.train_x[:8], s.train_y[:8], s.test_x[:8], s.test_y[:8], s.outputs)
+            for s in experiment.splits
+        ]
+        state = experiment.trainer.init()
+        experiment.measure(state._replace(step=last))
+        if last:
+            experiment.trainer.advance(state, last)
     if _fused_settings(spec) and fused.covers(experiment.module) and not fused.available():
         return (
             "numba is not installed, so batch-1 two-layer nets train some 400 times slower; "

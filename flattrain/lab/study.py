@@ -13,6 +13,7 @@ from typing import Any
 
 from flattrain import __version__
 from flattrain.lab import results
+from flattrain.lab.device import named
 from flattrain.lab.execute import (
     estimate_seconds,
     load_result,
@@ -107,6 +108,7 @@ def _open_record(folder: Path, recipe: Recipe, command: str) -> dict[str, Any]:
         "started": known.get("started", datetime.now(UTC).isoformat(timespec="seconds")),
         "versions": _versions(),
         "commit": _commit(),
+        "device": named(recipe.raw["device"]),
         "recipe": recipe.raw,
     }
     _write(path, json.dumps(record, indent=2))

@@ -118,4 +118,5 @@ def _noise(measure: Measure, seen: Seen, chunk: int, key: Key) -> dict[str, Tens
     shared = {n: d for n, d in wanted.items() if not d.per_example}
     own = {n: d for n, d in wanted.items() if d.per_example}
     dtype = seen.loss.dtype
-    return draw(shared, stream(*key, "probes"), dtype) | draw(own, stream(*key, "probes", chunk), dtype)
+    drawn = draw(shared, stream(*key, "probes"), dtype) | draw(own, stream(*key, "probes", chunk), dtype)
+    return {name: values.to(seen.loss.device) for name, values in drawn.items()}

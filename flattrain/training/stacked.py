@@ -126,13 +126,17 @@ def stacked_trainer(
     data = Data(torch.stack(list(seeds.x)), torch.stack(list(seeds.y)), trees.stack(list(seeds.buffers)))
     count, examples = data.x.shape[:2]
     wanted = _wanted(objective, whole, seeds, batch_size)
-    noises = [noise_of(wanted, seed, data.x.dtype) for seed in seeds.numbers]
+    noises = [noise_of(wanted, seed, data.x.dtype, data.x.device) for seed in seeds.numbers]
 
     def chances(group: list[int], begin: int, stop: int) -> Iterator[Chance]:
         picks = [indices(seeds.numbers[k], examples, batch_size, begin, stop) for k in group]
-        for number, pick in enumerate(torch.stack(picks, 1), start=begin):
+        for number, pick in enumerate(torch.stack(picks, 1).to(data.x.device), start=begin):
             noise = trees.stack([noises[k](number) for k in group])
-            share = () if average is None else (torch.tensor(average(number + 1), dtype=data.x.dtype),)
+            share = (
+                ()
+                if average is None
+                else (torch.full((), average(number + 1), dtype=data.x.dtype, device=data.x.device),)
+            )
             yield Chance((pick,) if batch_size < examples else (), noise, share, Moment(number))
 
     chance = next(chances(list(range(count)), 0, 1))
@@ -141,7 +145,7 @@ def stacked_trainer(
 
     def advance(state: State, target: int) -> State:
         stop = min(next_stop(state.step, target), state.step + STEPS_AT_ONCE)
-        now = Now(state.params, state.optimizer, state.memory)
+        now = _beside(start, Now(state.params, state.optimizer, state.memory))
         done = [
             steps(now if len(groups) == 1 else _take(now, group), part, chances(group, state.step, stop))
             for group, part in zip(groups, parts, strict=True)
@@ -183,7 +187,7 @@ def _batch(data: Data, chance: Chance) -> Batch:
     """The examples that chance picks, stacked over seeds."""
     x, y = data.x, data.y
     if chance.pick:
-        rows = torch.arange(len(x))[:, None]
+        rows = torch.arange(len(x), device=x.device)[:, None]
         x, y = x[rows, chance.pick[0]], y[rows, chance.pick[0]]
     return Batch(x, y, chance.noise, chance.moment)
 
@@ -197,6 +201,12 @@ def _in_turn(one: Callable[..., Any]) -> Callable[..., Any]:
         return pytree.tree_map(lambda *leaves: torch.stack(leaves), *each)
 
     return over_seeds
+
+
+def _beside(start: Now, now: Now) -> Now:
+    """The state on the devices of the start: a checkpoint is read to the CPU."""
+    moved: Now = pytree.tree_map(lambda like, leaf: leaf.to(like.device), start, now)
+    return moved
 
 
 def _take(tree: Any, seeds: int | list[int]) -> Any:

@@ -43,6 +43,8 @@ NO_TORCH = (
     "study",
     "summary",
     "progress",
+    "device",
+    "together",
     "tracking",
 )
 

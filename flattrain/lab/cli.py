@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from flattrain.lab.together import as_one, complain, follow, following, launched
 from flattrain.ranges import Refused, suggest
 
 USAGE = """\
@@ -29,19 +30,26 @@ VERBS = ("list", "report", "help")
 
 def run(words: list[str]) -> int:
     """Run one command; the exit code."""
+    if launched():
+        return as_one(lambda: run_alone(words))
+    return run_alone(words)
+
+
+def run_alone(words: list[str]) -> int:
+    """The command in this process; what cannot be done is one line."""
     try:
         return _run(words)
     except Refused as refused:
-        print(f"flattrain: {' '.join(str(refused).split())}", file=sys.stderr)
+        complain(" ".join(str(refused).split()))
         return 2
     except OSError as error:
         if isinstance(error, BrokenPipeError):
             return 141
         place = f"{error.filename}: " if error.filename else ""
-        print(f"flattrain: {place}{error.strerror or error}; nothing finished is lost", file=sys.stderr)
+        complain(f"{place}{error.strerror or error}; nothing finished is lost")
         return 2
     except KeyboardInterrupt:
-        print("flattrain: stopped; the same command resumes where it was", file=sys.stderr)
+        complain("stopped; the same command resumes where it was")
         return 130
 
 
@@ -54,6 +62,8 @@ def _run(words: list[str]) -> int:
 
         print(f"flattrain {__version__}")
         return 0
+    if following() and "=" not in words[0]:
+        return 0
     if words[0] == "list":
         return _list(words[1:])
     if words[0] == "report":
@@ -65,6 +75,8 @@ def _run(words: list[str]) -> int:
 
     recipe = composed(words)
     command = " ".join(["python -m flattrain", *words])
+    if following():
+        return follow(recipe)
     return dry_run(recipe) if recipe.raw["dry_run"] else study(recipe, command)
 
 

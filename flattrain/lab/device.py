@@ -58,7 +58,9 @@ def set_up(spec: dict[str, Any]) -> Any:
     if spec.get("device", "cpu") == "cpu":
         return torch.device("cpu")
     resolved("cuda")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    torch.cuda.set_device(device)  # of the processes of one host each takes its own
+    return device
 
 
 @contextmanager

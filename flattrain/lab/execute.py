@@ -24,6 +24,7 @@ from typing import Any
 
 from flattrain.lab.recipe import Cell, Recipe
 from flattrain.lab.results import Row
+from flattrain.lab.together import launched, lead, lead_check
 from flattrain.ranges import Refused
 
 _progress: Any = None  # in a worker: steps done, one slot per cell
@@ -66,6 +67,8 @@ def preflight(cells: list[Cell], root: str | None) -> None:
 
     from flattrain.lab.run import check
 
+    if launched():
+        return lead_check(cells, root)
     torch.set_num_threads(1)
     warnings = set()
     for cell in cells:
@@ -96,6 +99,8 @@ def run_cells(
             finished += cell.steps
             on_cell(cell, found)
     on_progress(finished)
+    if launched():
+        return lead(recipe, todo, folder, finished, on_progress, on_cell)
     if not todo:
         return
     context = multiprocessing.get_context("spawn")

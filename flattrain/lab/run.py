@@ -22,20 +22,24 @@ from flattrain.rules.compose import compose
 from flattrain.training import fused, loop, objective
 from flattrain.training.averaging import averaged
 from flattrain.training.compiled import too_few
-from flattrain.training.evaluate import chunks, contrast_on, evaluate
+from flattrain.training.evaluate import chunks, contrast_on
+from flattrain.training.evaluate_ranks import evaluate_together
 from flattrain.training.objective import Penalty
+from flattrain.training.ranks import ALONE, Ranks
 from flattrain.training.stacked import Seeds, stacked_trainer
 from flattrain.training.trainer import State, Trainer
 from flattrain.types import Contrast, Estimate, Loss, Measure, Network, Spectral
 
+OF_ROWS = ("m_sam", "esam", "functional_sam", "sharpness_aware_perturbation")  # rules that see examples
 PROBES = 20  # of a stochastic measure in evaluation, unless the recipe says otherwise
 
 
 class Experiment:
     """One cell, put together: its trainer, and its measures of a state."""
 
-    def __init__(self, spec: dict[str, Any], root: str | None) -> None:
-        self.spec = spec
+    def __init__(self, spec: dict[str, Any], root: str | None, ranks: Ranks = ALONE) -> None:
+        self.spec, self.ranks = spec, ranks
+        _need_no_rows(spec, ranks)
         first = spec["first_seed"]
         self.seeds = list(range(first, first + spec["seeds"]))
         dtype, device = getattr(torch, spec["precision"]), set_up(spec)
@@ -64,12 +68,12 @@ class Experiment:
 
     def _trainer(self) -> Trainer:
         spec = self.spec
-        settings = _fused_settings(spec)
+        settings = None if self.ranks.several else _fused_settings(spec)
         if settings is not None and fused.available() and fused.covers(self.module):
             assert isinstance(self.module, TwoLayer)
             return fused.fused_trainer(self.module, settings, self.stacked)
         penalties = [Penalty(_build(catalog.PENALTIES, p["measure"]), p["weight"]) for p in spec["penalties"]]
-        whole = objective.build(self.module, self.criterion, penalties)
+        whole = objective.build(self.module, self.criterion, penalties, ranks=self.ranks)
         # A function of (params, batch) alone cannot tell which seed's buffers it is to see.
         apart = not any(self.stacked.buffers)
         rules = [
@@ -93,6 +97,7 @@ class Experiment:
             eager="as asked" if spec["backend"] == "eager" else too_few(spec["train"]["steps"]),
             step_size=_built(catalog.STEP_SIZES, spec["step_size"]),
             average=_built(catalog.AVERAGES, spec["average"]),
+            ranks=self.ranks,
         )
 
     def stops(self) -> list[int]:
@@ -118,7 +123,7 @@ class Experiment:
             params = trees.pick(weights, k)
             network = Network(self.module, self.criterion, params, self.stacked.buffers[k])
             for name, measure in wanted.items():
-                found = _estimate(measure, network, split, name, (seed, state.step))
+                found = _estimate(measure, network, split, name, (seed, state.step), self.ranks)
                 rows.append(
                     {
                         "seed": seed,
@@ -142,7 +147,12 @@ class Experiment:
 
 
 def _estimate(
-    measure: Measure | Spectral | Contrast, network: Network, split: Split, name: str, key: tuple[int, int]
+    measure: Measure | Spectral | Contrast,
+    network: Network,
+    split: Split,
+    name: str,
+    key: tuple[int, int],
+    ranks: Ranks,
 ) -> Estimate:
     """An eigenvalue of a matrix that is not finite does not exist: the run diverged, and its row says nan."""
     seed, step = key
@@ -151,7 +161,7 @@ def _estimate(
             held_out, train = chunks(split.test_x, split.test_y), chunks(split.train_x, split.train_y)
             return contrast_on(measure, network, train, held_out, (seed, measure.train.name, step))
         x, y = split[2:4] if name.startswith("test_") else split[:2]
-        return evaluate(measure, network, x, y, (seed, name, step))
+        return evaluate_together(measure, network, x, y, (seed, name, step), ranks)
     except torch.linalg.LinAlgError:
         return Estimate(math.nan, math.nan)
 
@@ -161,16 +171,18 @@ def run_cell(
     root: str | None,
     checkpoint: Path,
     progress: Callable[[int], None],
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
-    """Train and measure one cell; resumes from `checkpoint`."""
+    """Train and measure one cell; resumes from `checkpoint`, which process 0 alone writes."""
     began = time.monotonic()
     with in_words():
-        experiment = Experiment(spec, root)
+        experiment = Experiment(spec, root, ranks)
         rows = loop.run(
             experiment.trainer,
             experiment.stops(),
             experiment.measure,
             checkpoint=checkpoint,
+            every_seconds=math.inf if ranks.rank else 3.0,
             progress=progress,
         )
     return {
@@ -187,6 +199,15 @@ def _build(registry: dict[str, str], spec: Any, **context: Any) -> Any:
 
 def _built(registry: dict[str, str], spec: Any) -> Any:
     return None if spec is None else _build(registry, spec)
+
+
+def _need_no_rows(spec: dict[str, Any], ranks: Ranks) -> None:
+    named = [name for rule in spec["rule"] for name in rule if name in OF_ROWS]
+    if ranks.several and named:
+        raise Refused(
+            f"rule {named[0]} picks or groups the examples of a batch, which {ranks.world} processes share; "
+            "run it on one process"
+        )
 
 
 def _need_targets(spec: dict[str, Any], real: bool) -> None:
@@ -233,14 +254,14 @@ def _fused_settings(spec: dict[str, Any]) -> fused.Settings | None:
     return None
 
 
-def check(spec: dict[str, Any], root: str | None) -> str:
+def check(spec: dict[str, Any], root: str | None, ranks: Ranks = ALONE) -> str:
     """Put a cell together for one seed, measure a few examples and take a step: what is refused is refused
 
     before anything is written. Returns a warning, or nothing.
     """
     last = min(spec["train"]["steps"], 1)  # so few that nothing is compiled
     with in_words():
-        experiment = Experiment(spec | {"seeds": 1, "train": spec["train"] | {"steps": last}}, root)
+        experiment = Experiment(spec | {"seeds": 1, "train": spec["train"] | {"steps": last}}, root, ranks)
         experiment.splits = [
             Split(s.train_x[:8], s.train_y[:8], s.test_x[:8], s.test_y[:8], s.outputs)
             for s in experiment.splits

@@ -27,6 +27,7 @@ from flattrain.lab.progress import duration, progress_bar
 from flattrain.lab.recipe import Recipe, read
 from flattrain.lab.report import write_report
 from flattrain.lab.summary import print_summary
+from flattrain.lab.together import processes
 from flattrain.lab.tracking import tracker
 from flattrain.lab.verdicts import Verdict, judge
 from flattrain.ranges import Refused
@@ -109,6 +110,7 @@ def _open_record(folder: Path, recipe: Recipe, command: str) -> dict[str, Any]:
         "versions": _versions(),
         "commit": _commit(),
         "device": named(recipe.raw["device"]),
+        "processes": processes(),
         "recipe": recipe.raw,
     }
     _write(path, json.dumps(record, indent=2))

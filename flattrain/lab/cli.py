@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from flattrain.lab.together import as_one, complain, follow, following, launched

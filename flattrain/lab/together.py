@@ -16,6 +16,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,12 +95,15 @@ def lead(
     for cell in todo:
         path = folder / "cells" / f"{cell.key}.json"
         checkpoint = path.with_suffix(".safetensors")
-        done = finished
-        found = _cell(cell, recipe, checkpoint, lambda step, done=done: on_progress(done + step))
+        found = _cell(cell, recipe, checkpoint, partial(_more, on_progress, finished))
         write_atomically(path, json.dumps(found).encode())
         checkpoint.unlink(missing_ok=True)
         finished += cell.steps
         on_cell(cell, found)
+
+
+def _more(on_progress: Callable[[int], None], finished: int, step: int) -> None:
+    on_progress(finished + step)
 
 
 def follow(recipe: Recipe) -> int:
@@ -114,9 +118,7 @@ def follow(recipe: Recipe) -> int:
     return 0
 
 
-def _cell(
-    cell: Cell, recipe: Recipe, checkpoint: Path, progress: Callable[[int], None]
-) -> dict[str, Any]:
+def _cell(cell: Cell, recipe: Recipe, checkpoint: Path, progress: Callable[[int], None]) -> dict[str, Any]:
     """The cell from process 0's checkpoint, which the others get a copy of."""
     from flattrain.lab.run import run_cell
     from flattrain.training.ranks import joined
@@ -146,7 +148,9 @@ def _check(keys: Sequence[str], cells: dict[str, Cell], root: str | None) -> Non
 
 def _known(key: str, cells: dict[str, Cell]) -> Cell:
     if key not in cells:
-        raise Refused("the processes read different recipes or run different code; use the same on every host")
+        raise Refused(
+            "the processes read different recipes or run different code; use the same on every host"
+        )
     return cells[key]
 
 

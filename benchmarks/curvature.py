@@ -3,7 +3,7 @@
     pip install -e '.[bench]' -c constraints.txt
     pip install --no-deps backpack-for-pytorch==1.7.1 nngeometry==0.4 \\
         laplace-torch==0.3 asdfghjkl==0.1a4 torchmetrics==1.9.0 lightning-utilities==0.15.3
-    python -m benchmarks.curvature [--repeats 15] [--only KEY] [--memory] [--write]
+    python -m benchmarks.curvature [--repeats 15] [--only KEY] [--memory | --memory-only] [--write]
 
 The second line's packages ask for torchvision or another torch and run without. Packages that are missing
 have a row that says so. `--only` takes the beginning of a group's key (`benchmarks.groups`); `--write` puts
@@ -28,6 +28,7 @@ from benchmarks.page import Row, as_json, as_markdown, from_json
 from benchmarks.timing import Ratio, interleave
 
 DOCS = Path(__file__).parent.parent / "docs"
+TABLE = DOCS / "benchmarks.json"
 
 
 def measure(group: Group, repeats: int, with_memory: bool) -> list[Row]:
@@ -48,14 +49,18 @@ def measure(group: Group, repeats: int, with_memory: bool) -> list[Row]:
             row.columns = work.found(times[method.name].median / work.units) if work.found else {}
             _note(row, agreement.get(method.name))
         rows.append(row)
-    if with_memory:
-        first.megabytes = memory.measured(group.key, memory.PLAIN)
-        for row in rows[1:]:
-            if row.method in works:
-                row.megabytes = memory.measured(group.key, row.method)
     for row in rows:
         row.rounds = repeats
+    if with_memory:
+        _add_memory(rows)
     return rows
+
+
+def _add_memory(rows: list[Row]) -> None:
+    """Of the methods that ran. Needs no quiet machine, unlike the times."""
+    for k, row in enumerate(rows):
+        if row.ratio is not None:
+            row.megabytes = memory.measured(row.group, row.method if k else memory.PLAIN)
 
 
 def _fill(row: Row, found: Ratio, units: int) -> None:
@@ -78,12 +83,14 @@ def _note(row: Row, found: Deviation | None) -> None:
         row.deviation, row.unit, row.agrees = found
 
 
+def _known() -> list[Row]:
+    return from_json(TABLE.read_text(encoding="utf-8")) if TABLE.exists() else []
+
+
 def _write(group: Group, measured: list[Row]) -> None:
     """This group's rows into the page; those of the others stay."""
-    table = DOCS / "benchmarks.json"
-    known = from_json(table.read_text(encoding="utf-8")) if table.exists() else []
-    rows = [row for row in known if row.group != group.key] + measured
-    table.write_text(as_json(rows), encoding="utf-8")
+    rows = [row for row in _known() if row.group != group.key] + measured
+    TABLE.write_text(as_json(rows), encoding="utf-8")
     (DOCS / "benchmarks.md").write_text(as_markdown(chosen(None), rows), encoding="utf-8")
 
 
@@ -91,7 +98,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="What curvature costs, in plain training steps.")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--only", help="groups whose key begins with this")
-    parser.add_argument("--memory", action="store_true", help="peak memory too, each in a fresh process")
+    peak = parser.add_mutually_exclusive_group()
+    peak.add_argument("--memory", action="store_true", help="peak memory too, each in a fresh process")
+    peak.add_argument("--memory-only", action="store_true", help="peak memory, for the rows there are")
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md and .json")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -99,7 +108,11 @@ def main() -> None:
     groups, rows = chosen(given.only), []
     for group in groups:
         print(f"{group.key} …", file=sys.stderr, flush=True)
-        measured = measure(group, given.repeats, given.memory)
+        if given.memory_only:
+            measured = [row for row in _known() if row.group == group.key]
+            _add_memory(measured)
+        else:
+            measured = measure(group, given.repeats, given.memory)
         rows += measured
         if given.write:
             _write(group, measured)

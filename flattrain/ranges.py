@@ -38,7 +38,11 @@ _NUMBERS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 
 
 # What the laboratory gives to a builder and a recipe cannot write.
-_GIVEN = {"OfBatch": "a function of (params, batch)", "Loss": "a flattrain.types.Loss"}
+_GIVEN = {
+    "OfBatch": "a function of (params, batch)",
+    "OfRadius": "a function of the radius that returns a gradient function",
+    "Loss": "a flattrain.types.Loss",
+}
 
 
 class Refused(ValueError):

@@ -60,6 +60,7 @@ class Draw(NamedTuple):
 
 OfBatch: TypeAlias = "Callable[[Params, Batch], Tensor]"
 GradFn: TypeAlias = "Callable[[Params, Batch], tuple[Params, Logs]]"
+OfRadius: TypeAlias = "Callable[[float], GradFn]"
 Memory: TypeAlias = "dict[str, Tensor]"
 MindfulGradFn: TypeAlias = "Callable[[Params, Batch, Memory], tuple[Params, Logs, Memory]]"
 

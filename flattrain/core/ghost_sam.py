@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flattrain.core import ghost
-from flattrain.core.functional import Forward, call, see
+from flattrain.core.functional import Forward, call, outputs_at, see
 from flattrain.core.layers import (
     Outer,
     convolution_backward,
@@ -33,7 +33,7 @@ from flattrain.core.layers import (
     normalised,
     padded,
 )
-from flattrain.types import Loss, Seen
+from flattrain.types import Loss, Params, Seen
 
 
 class Ascended(NamedTuple):
@@ -44,17 +44,38 @@ class Ascended(NamedTuple):
 
 
 def per_example_sam(
-    module: nn.Module, criterion: Loss, x: Any, y: Tensor, *, rho: float, forward: Forward = call
+    module: nn.Module,
+    criterion: Loss,
+    x: Any,
+    y: Tensor,
+    *,
+    rho: float,
+    params: Params | None = None,
+    forward: Forward = call,
 ) -> Ascended:
-    """mean_i ℓ_i(θ + ρ g_i/‖g_i‖); where g_i = 0 there is nowhere to ascend. Gradients are those of m = 1."""
-    seen = see(module, criterion, x, y, layers=covered_layers(module), forward=forward)
+    """mean_i ℓ_i(θ + ρ g_i/‖g_i‖); where g_i = 0 there is nowhere to ascend. Gradients are those of m = 1.
+
+    With `params` the call is functional, also under vmap, for the modules that `functional_too` names.
+    """
+    seen = see(module, criterion, x, y, layers=covered_layers(module), params=params, forward=forward)
     (slopes,) = torch.autograd.grad(seen.loss * len(seen.outputs), seen.outputs, retain_graph=True)
     parts = _gradients(seen, slopes)
     norm = ghost.squares(part.piece for part in parts.values())[:, 0].sqrt()
     step = torch.where(norm > 0, rho / norm.clamp(min=torch.finfo(norm.dtype).tiny), 0.0)
     with _ascended(seen, parts, step):
-        outputs = forward(module, x)
+        outputs = forward(module, x) if params is None else outputs_at(module, forward, params, {}, x)
     return Ascended(criterion.mean(outputs, y), seen.loss.detach())
+
+
+def functional_too(module: nn.Module) -> bool:
+    """Whether `params` may be given: every parameter is known and trained, and none is a convolution's.
+
+    The second pass of a convolution is an `autograd.Function`, which torch.func does not take.
+    """
+    layers = [module.get_submodule(name) for name in covered_layers(module)]
+    known = {id(p) for layer in layers for p in layer.parameters(recurse=False)}
+    served = all(p.requires_grad and id(p) in known for p in module.parameters())
+    return served and not any(map(is_convolution, layers))
 
 
 def _gradients(seen: Seen, slopes: Tensor) -> dict[int, ghost.Part]:
@@ -70,14 +91,12 @@ def _ascended(seen: Seen, parts: dict[int, ghost.Part], step: Tensor) -> Iterato
     """Within it the layers compute with each example's own ascended weights."""
     changed, kernels = [], _kernels(seen, parts, step)
     try:
-        for layer in {id(t.module): t.module for t in seen.taps.values()}.values():
-            own: Any = layer
-            found = [
-                None if p is None else parts.get(id(p)) for p in (own.weight, getattr(own, "bias", None))
-            ]
+        for tap in {id(t.module): t for t in seen.taps.values()}.values():
+            own: Any = tap.module
+            found = [None if p is None else parts.get(id(p)) for p in (tap.weight, tap.bias)]
             if any(part is not None for part in found):
                 if is_convolution(own):
-                    own.forward = partial(_convolution, own, kernels.get(id(own.weight)), found[1], step)
+                    own.forward = partial(_convolution, own, kernels.get(id(tap.weight)), found[1], step)
                 else:
                     own.forward = partial(_forward_of(own), own, found[0], found[1], step)
                 changed.append(own)

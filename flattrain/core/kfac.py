@@ -14,6 +14,7 @@ sampled from the model with the labels detached would be unbiased in value and 8
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -70,9 +71,9 @@ def factors(
     left_out = ghost.need_covered(seen, what, uncovered)
     scale = scales(what, seen, table, left_out)
     vectors = root_vectors(seen, sketch, what)
-    pulled = ghost.pull(seen, vectors, what)
     apart = {r for r, tap in seen.taps.items() if sharing == "expand" and _by_autocorrelation(seen, tap)}
-    out = {run: _autocorrelated(seen, seen.taps[run], pulled[run], scale) for run in apart}
+    pulled, moments = _pulled(seen, vectors, what, apart, scale)
+    out = {run: (_autocorrelated(seen, seen.taps[run], scale), moments[run]) for run in apart}
     rest = seen._replace(taps={run: tap for run, tap in seen.taps.items() if run not in apart})
     parts = ghost.by_parameter(rest, pulled, ghost.factored, scale)
     for layer, piece, _ in [*parts.values(), *ghost.dense(seen, vectors, left_out, scale)]:
@@ -91,15 +92,44 @@ def _by_autocorrelation(seen: Seen, tap: Tap) -> bool:
     return has_autocorrelation(tap.module) and once and whole
 
 
-def _autocorrelated(seen: Seen, tap: Tap, g: Tensor, scale: Scales) -> tuple[Side, Side]:
-    n = len(seen.outputs)
+def _pulled(
+    seen: Seen, vectors: Sequence[Tensor], what: str, apart: set[str], scale: Scales
+) -> tuple[dict[str, Tensor], dict[str, Side]]:
+    """What is pulled back to the layers, and B of those set `apart`.
+
+    Where nothing is differentiated the columns come one after the other, and those of a convolution, the
+    largest thing here, are summed into its B at once.
+    """
+    if seen.differentiable or not apart:
+        pulled = ghost.pull(seen, vectors, what)
+        return pulled, {run: _rows(seen, seen.taps[run], pulled[run], scale) for run in apart}
+    kept: dict[str, list[Tensor]] = {run: [] for run in seen.taps if run not in apart}
+    sums: dict[str, Tensor] = {}
+    for vector in vectors:
+        for run, g in ghost.pull(seen, [vector], what).items():
+            if run in apart:
+                moment = _rows(seen, seen.taps[run], g, scale).matrix()
+                sums[run] = sums[run] + moment if run in sums else moment
+            else:
+                kept[run].append(g)
+    return {run: torch.cat(parts) for run, parts in kept.items()}, {k: Side(None, v) for k, v in sums.items()}
+
+
+def _rows(seen: Seen, tap: Tap, g: Tensor, scale: Scales) -> Side:
+    """B of a convolution from what is pulled back to its output."""
+    if scale:
+        g = g * ends(tap, scale)[1]
+    return Side(g.flatten(3).transpose(2, 3).flatten(0, 2)[None], None, 1 / len(seen.outputs))
+
+
+def _autocorrelated(seen: Seen, tap: Tap, scale: Scales) -> Side:
+    """A of a convolution without patches."""
     x = tap.input if seen.differentiable else tap.input.detach()
     if scale:
         weight, bias = ends(tap, scale)
-        x, g = x * (weight / bias), g * bias
+        x = x * (weight / bias)
     moment, positions = patch_moment(tap.module, x, 0 if tap.bias is None else 1)
-    rows = g.flatten(3).transpose(2, 3).flatten(0, 2)
-    return Side(None, moment[None], 1 / (n * positions)), Side(rows[None], None, 1 / n)
+    return Side(None, moment[None], 1 / (len(seen.outputs) * positions))
 
 
 def _outer(piece: Outer, n: int, sharing: Sharing) -> tuple[Side, Side]:

@@ -18,6 +18,7 @@ from flattrain.ranges import Refused, listed, refusal, suggest
 DATASETS = {
     "parity": "problems.parity:parity",
     "digits": "problems.digits:digits",
+    "matrix_sensing": "problems.matrix_sensing:matrix_sensing",
     "mnist": "problems.idx:mnist",
     "fashion_mnist": "problems.idx:fashion_mnist",
 }
@@ -27,6 +28,7 @@ MODELS = {
     "generalising": "problems.two_layer:generalising",
     "mlp": "problems.networks:mlp",
     "cnn": "problems.networks:cnn",
+    "deep_linear": "problems.matrix_sensing:deep_linear",
 }
 LOSSES = ("cross_entropy", "squared_error", "mean_squared_error")
 OPTIMIZERS = {
@@ -88,6 +90,7 @@ PENALTIES = {
     "fisher_rank": "measures.fisher_rank:fisher_rank",
     "gauss_newton_trace": "measures.gauss_newton_trace:gauss_newton_trace",
     "hessian_trace": "measures.hessian_trace:hessian_trace",
+    "deep_linear_trace": "measures.deep_linear_trace:deep_linear_trace",
     "hessian_top_eigenvalue": "measures.hessian_top_eigenvalue:hessian_top_eigenvalue",
     "input_jacobian": "measures.input_jacobian:input_jacobian",
     "local_sensitivity": "measures.local_sensitivity:local_sensitivity",
@@ -119,6 +122,7 @@ MEASURES = {
     "feature_rank": "measures.feature_rank:feature_rank",
     "weight_norm": "measures.norms:weight_norm",
     "path_norm": "measures.norms:path_norm",
+    "product_nuclear_norm": "measures.deep_linear_trace:product_nuclear_norm",
     "mean_margin": "measures.margins:mean_margin",
     "margin_quantile": "measures.margins:margin_quantile",
     "calibration_error": "measures.calibration:calibration_error",

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from flattrain.core import losses, trees
+from flattrain.core.ghost_sam import functional_too
 from flattrain.core.layers import normalisation_parameters
 from flattrain.core.probes import stream
 from flattrain.lab import catalog
@@ -76,6 +77,8 @@ class Experiment:
         whole = objective.build(self.module, self.criterion, penalties, ranks=self.ranks)
         # A function of (params, batch) alone cannot tell which seed's buffers it is to see.
         apart = not any(self.stacked.buffers)
+        # In two passes, where these are the whole of the innermost gradient.
+        alone = apart and not penalties and functional_too(self.module)
         rules = [
             _build(
                 catalog.RULES,
@@ -84,8 +87,9 @@ class Experiment:
                 criterion=self.criterion,
                 outputs=whole.outputs if apart else None,
                 losses=whole.losses if apart else None,
+                per_example=whole.per_example_sam if alone and k == len(spec["rule"]) - 1 else None,
             )
-            for one in spec["rule"]
+            for k, one in enumerate(spec["rule"])
         ]
         return stacked_trainer(
             whole,

@@ -6,6 +6,9 @@
 
 The norm is over all parameters together. Where the gradient is exactly zero there is no direction to
 ascend and g = ∇L(θ); elsewhere no constant is added to the norm.
+
+`per_example` is the gradient of m = 1 by two passes over the batch, ρ -> grad_fn; a recipe gives the
+objective's (`core.ghost_sam`) where its net and penalties allow. Otherwise the groups run side by side.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from torch.func import vmap
 from flattrain.core import trees
 from flattrain.ranges import Count, NonNegative, Refused, checked
 from flattrain.rules.two_pass import Direction, TwoPass, stateless
-from flattrain.types import Batch, GradFn, Logs, Memory, Params, Rule
+from flattrain.types import Batch, GradFn, Logs, Memory, OfRadius, Params, Rule
 
 
 def steepest(params: Params, g: Params, size: Tensor, memory: Memory) -> tuple[Direction, Memory]:
@@ -50,8 +53,11 @@ def usam(*, rho: NonNegative = 0.05) -> Rule:
 
 
 @checked
-def m_sam(*, rho: NonNegative = 0.05, m: Count = 1) -> Rule:
+def m_sam(*, rho: NonNegative = 0.05, m: Count = 1, per_example: OfRadius | None = None) -> Rule:
     """SAM with one ascent per group of m consecutive examples; m = 1 is per-example SAM."""
+    exact = per_example if m == 1 else None
+    if exact is not None:
+        return _in_two_passes(rho, exact)
 
     def wrap(grad_fn: GradFn) -> GradFn:
         one = stateless(SAM, rho)(grad_fn)
@@ -63,6 +69,17 @@ def m_sam(*, rho: NonNegative = 0.05, m: Count = 1) -> Rule:
             groups = batch._replace(x=_grouped(batch.x, m), y=_grouped(batch.y, m))
             grads, logs = vmap(one, in_dims=(None, over_groups))(params, groups)
             return {k: v.mean(0) for k, v in grads.items()}, {k: v.mean(0) for k, v in logs.items()}
+
+        return gradient
+
+    return Rule(wrap)
+
+
+def _in_two_passes(rho: float, per_example: OfRadius) -> Rule:
+    def wrap(grad_fn: GradFn) -> GradFn:
+        def gradient(params: Params, batch: Batch) -> tuple[Params, Logs]:
+            radius = rho * batch.moment.strength
+            return (per_example(radius) if radius else grad_fn)(params, batch)
 
         return gradient
 

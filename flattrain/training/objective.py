@@ -12,6 +12,7 @@ from torch.func import grad, vmap
 from flattrain.core.collective import spread
 from flattrain.core.eager import guard
 from flattrain.core.functional import Forward, call, only, outputs_at, see
+from flattrain.core.ghost_sam import per_example_sam
 from flattrain.core.layers import covered_layers, with_ties
 from flattrain.ranges import Refused, refusal
 from flattrain.training.ranks import ALONE, Ranks
@@ -109,6 +110,17 @@ class Objective:
     def outputs(self, params: Params, batch: Batch) -> Tensor:
         """The network's outputs (n, K), for rules that look at them; with the module's own buffers."""
         return outputs_at(self.module, self.forward, params, {}, batch.x)
+
+    def per_example_sam(self, rho: float) -> GradFn:
+        """Per-example SAM of the loss without penalties, for a module without buffers (`core.ghost_sam`)."""
+
+        def ascended(params: Params, batch: Batch) -> tuple[Tensor, Logs]:
+            found = per_example_sam(
+                self.module, self.criterion, batch.x, batch.y, rho=rho, params=params, forward=self.forward
+            )
+            return found.loss, {"loss": found.before, "ascended/loss": found.loss.detach()}
+
+        return grad(ascended, has_aux=True)
 
     def losses(self, params: Params, batch: Batch) -> Tensor:
         """The loss of each example (n,), without penalties; their mean is the batch's."""

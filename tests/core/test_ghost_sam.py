@@ -9,7 +9,7 @@ import torch
 import zoo
 from torch import nn
 
-from flattrain.core.ghost_sam import per_example_sam
+from flattrain.core.ghost_sam import functional_too, per_example_sam
 from flattrain.core.losses import recognise
 from flattrain.ranges import Refused
 
@@ -52,6 +52,33 @@ def test_loss_and_gradient_are_those_of_a_loop(name, loss):
         torch.testing.assert_close(g, w, rtol=1e-9, atol=1e-12)
     assert all(torch.equal(v, net.state_dict()[k]) for k, v in before.items())
     assert not any("forward" in vars(part) for part in net.modules())
+
+
+@pytest.mark.parametrize("name", [name for name in zoo.BUILD if functional_too(zoo.build(name)[0])])
+def test_stacked_weights_are_a_loop_of_those_of_the_module(name):
+    """At other weights than the module's, under vmap, as seeds train side by side."""
+    net, x = zoo.build(name)
+    y = zoo.targets(net, x, nn.MSELoss())
+    generator = torch.Generator().manual_seed(3)
+    own = {k: p for k, p in net.named_parameters() if p.requires_grad}
+    moved = {k: p.detach() + 0.1 * torch.randn(2, *p.shape, generator=generator) for k, p in own.items()}
+
+    def at(params):
+        return per_example_sam(net, recognise(nn.MSELoss()), x, y, rho=RHO, params=params).loss
+
+    stacked = torch.func.vmap(torch.func.grad(at))(moved)
+    for k in range(2):
+        other = copy.deepcopy(net)
+        other.load_state_dict({name: v[k] for name, v in moved.items()}, strict=False)
+        _, wanted = loop(other, nn.MSELoss(), x, y)
+        for name, w in zip(own, wanted, strict=True):
+            torch.testing.assert_close(stacked[name][k], w, rtol=1e-9, atol=1e-12)
+
+
+def test_which_nets_take_other_weights():
+    assert functional_too(zoo.build("mlp")[0])
+    assert not functional_too(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2, 2)))
+    assert not functional_too(nn.Sequential(nn.Linear(2, 2), nn.MultiheadAttention(2, 1)))
 
 
 def test_radius_zero_is_the_plain_gradient_and_a_flat_example_stays():

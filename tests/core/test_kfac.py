@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from flattrain.core.functional import see
 from flattrain.core.kfac import factors
+from flattrain.core.layers import covered_layers
 from flattrain.core.losses import recognise
 from flattrain.measures.soft_rank import soft_rank
 
@@ -110,3 +111,19 @@ def test_laws_for_shared_weights(name, sharing):
     on_batch_is_reduce(soft_rank(lam=0.05, sharing=sharing), net, x, y)
     if name != "tied":
         vmap_is_loop(soft_rank(lam=0.05, sharing=sharing, columns="sketch"), net, x, y)
+
+
+def test_columns_one_after_the_other_are_columns_together():
+    """Factors of convolutions that are not differentiated are summed column by column."""
+    net, x = zoo.build("residual")
+    y = zoo.targets(net, x, LOSS)
+    seen = see(net, recognise(LOSS), x, y, layers=covered_layers(net))
+    together = factors(seen)
+    apart = factors(seen._replace(differentiable=False))
+    assert list(apart) == list(together)
+    summed = 0
+    for layer, (a, b) in together.items():
+        torch.testing.assert_close(apart[layer][0].matrix(), a.matrix(), rtol=1e-12, atol=1e-13)
+        torch.testing.assert_close(apart[layer][1].matrix(), b.matrix(), rtol=1e-12, atol=1e-13)
+        summed += b.rows is not None and apart[layer][1].rows is None
+    assert summed

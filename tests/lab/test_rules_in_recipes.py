@@ -11,7 +11,7 @@ from flattrain.lab.run import Experiment
 from flattrain.rules.esam import esam
 from flattrain.rules.functional_sam import functional_sam
 from flattrain.rules.norm_only import sam_on
-from flattrain.training.objective import build
+from flattrain.training.objective import Objective, build
 from flattrain.training.optimizers import sgd
 from flattrain.training.stacked import stacked_trainer
 
@@ -116,3 +116,17 @@ def test_a_net_with_buffers_of_each_seed(tmp_path):
             with_parity(rule)
     moved = trained(with_parity("sam_on").trainer)
     assert (moved - trained(with_parity("plain").trainer)).norm() > 1e-5
+
+
+def test_per_example_sam_takes_two_passes_where_it_is_all_there_is(tmp_path, monkeypatch):
+    taken = []
+    whole = Objective.per_example_sam
+    monkeypatch.setattr(Objective, "per_example_sam", lambda *own: taken.append(1) or whole(*own))
+    found = trained(experiment(tmp_path, "{m_sam: {rho: 0.5}}").trainer)
+    assert taken
+    taken.clear()
+    # Around another rule, its examples run side by side.
+    torch.testing.assert_close(
+        found, trained(experiment(tmp_path, "[{m_sam: {rho: 0.5}}, plain]").trainer), rtol=1e-10, atol=1e-12
+    )
+    assert not taken

@@ -246,7 +246,7 @@ def test_laws_and_definition():
     for measure in (fisher_rank(lam=table), soft_rank(lam=table), block_rank(lam=table)):
         one_batch_is_many(measure, net, x, y)
         vmap_is_loop(measure, net, x, y)
-    # Solved to the end: conjugate gradients stopped half-way amplify rounding, and vmap rounds in another order.
+    # Solved to the end: conjugate gradients stopped half-way amplify rounding, which vmap orders otherwise.
     vmap_is_loop(fisher_rank_probes(lam=table, iterations=50), net, x, y)
     assert "0.02 for head" in fisher_rank(lam=table).definition
     assert "0.1 for the rest" in soft_rank(lam=table).definition

@@ -50,6 +50,11 @@ def test_m_sam_averages_over_groups():
             wanted = wanted + gradient_at(net, at + 0.3 * g / g.norm(), x, y) * m / 12
         mine, _ = m_sam(rho=0.3, m=m)(grad_fn)(params, batch)
         torch.testing.assert_close(oracles.flat(mine), wanted, rtol=1e-11, atol=1e-13)
+        if m == 1:
+            exact = m_sam(rho=0.3, per_example=build(net, cross_entropy, []).per_example_sam)
+            twice, logs = exact(grad_fn)(params, batch)
+            torch.testing.assert_close(oracles.flat(twice), wanted, rtol=1e-11, atol=1e-13)
+            assert logs["ascended/loss"] > logs["loss"]
     whole, _ = sam(rho=0.3)(grad_fn)(params, batch)
     torch.testing.assert_close(mine, whole)
     with pytest.raises(Refused, match="not a multiple of m = 5"):

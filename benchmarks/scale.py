@@ -3,10 +3,10 @@
     python -m benchmarks.scale [--repeats 7] [--write]
 
 An MLP of three hidden layers of one width, cross-entropy, at three widths; at the middle one also with twice
-the batch and with twice the classes, for the operations alone. The operations are those of matrix products, as
-torch counts them; the bytes are what autograd keeps in the whole step. Times are on one thread, each the median
-of per-round ratios to the plain step (`benchmarks.timing`). `--write` puts the table between the marks in
-docs/scale.md and the numbers into docs/benchmarks-scale.json.
+the batch and with twice the classes, for the operations alone. The operations are those of matrix products,
+as torch counts them; the bytes are what autograd keeps in the whole step. Times are on one thread, each the
+median of per-round ratios to the plain step (`benchmarks.timing`). `--write` puts the table between the marks
+in docs/scale.md and the numbers into docs/benchmarks-scale.json.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ flattrain: does flatness lead to generalization? Recipes run the trial and give 
   recipe=NAME   a path to a .yaml, or a name from ./recipes or the package
   out=FOLDER    where results go (default runs/NAME-HASH); the same command resumes there
   jobs=N        processes (default: one per core)
+  device=auto   a GPU where there is one (default cpu); torchrun shares one model among processes
   tracking=wandb   log to Weights & Biases: online when logged in, offline otherwise
   data.root=FOLDER   where data sets lie (default $FLATTRAIN_DATA, else a download)
 

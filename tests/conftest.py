@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from ranks import Ranks
+from torch import distributed
 
 
 @pytest.fixture(autouse=True)
@@ -16,3 +18,12 @@ def _strict(monkeypatch, tmp_path_factory):
     yield
     torch.set_default_dtype(before[0])
     torch.set_num_threads(before[1])
+
+
+@pytest.fixture(scope="session")
+def ranks():
+    if not (distributed.is_available() and distributed.is_gloo_available()):
+        pytest.skip("this build of torch has no gloo, by which the processes of these tests talk")
+    pool = Ranks()
+    yield pool
+    pool.stop()

@@ -63,6 +63,8 @@ NO_TORCH = (
     "study",
     "summary",
     "progress",
+    "device",
+    "together",
     "tracking",
     "wandb_process",
 )

@@ -74,7 +74,7 @@ def arm_cells(
             for path, value in setting.items():
                 _set(tried, path, value, f"arms.{arm}.tune.over")
             own = {"measures": measures, "seeds": raw["seeds"], "first_seed": raw["first_seed"]}
-            spec = cell_spec(tried, arm) | own | {"backend": raw["backend"]}
+            spec = cell_spec(tried, arm) | own | {"backend": raw["backend"]} | _elsewhere(raw)
             need_validation(spec, [n for part in measures.values() for n in names(part)], "measures")
             finals.append(Cell(arm, point, spec))
             if tune:
@@ -85,6 +85,12 @@ def arm_cells(
         if tune:
             tunings.append(Tuning(tune, tuple(trials), tuple(finals)))
     return cells, tunings
+
+
+def _elsewhere(raw: dict[str, Any]) -> dict[str, Any]:
+    """What sets a trial apart from a deterministic one on the CPU, which keeps its identity."""
+    usual = {"device": ("auto", "cpu"), "deterministic": (True,)}
+    return {key: raw[key] for key, values in usual.items() if raw.get(key, values[0]) not in values}
 
 
 def _of_a_trial(tune: TuneSpec, spec: dict[str, Any]) -> dict[str, Any]:

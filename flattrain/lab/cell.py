@@ -77,5 +77,6 @@ def code_digest() -> str:
     """A hash of the code that produces numbers, so that old cells are not taken for new ones."""
     package = Path(__file__).resolve().parent.parent
     parts = [package / p for p in ("core", "problems", "measures", "rules", "training")]
+    own = [Path(__file__).with_name(name) for name in ("run.py", "measuring.py", "device.py")]
     files = sorted(f for p in parts for f in p.rglob("*.py"))
-    return digest([f.read_text(encoding="utf-8") for f in [*files, Path(__file__).with_name("run.py")]])
+    return digest([f.read_text(encoding="utf-8") for f in [*files, *own]])

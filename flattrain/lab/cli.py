@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
+from flattrain.lab.together import as_one, complain, follow, following, launched, led
 from flattrain.ranges import Refused, suggest
 
 USAGE = """\
@@ -22,6 +22,7 @@ flattrain: does flatness lead to generalization? Recipes run the trial and give 
   out=FOLDER    where results go (default runs/NAME-HASH); the same command resumes there
   jobs=N        processes (default: one per core)
   execute=ray   run on a Ray cluster, {ray: {address: HOST:PORT}}, or on workers of this machine
+  device=auto   a GPU where there is one (default cpu); torchrun shares one model among processes
   tracking=wandb   log to Weights & Biases: online when logged in, offline otherwise
   data.root=FOLDER   where data sets lie (default $FLATTRAIN_DATA, else a download)
 
@@ -32,19 +33,26 @@ VERBS = ("list", "report", "compare", "help")
 
 def run(words: list[str]) -> int:
     """Run one command; the exit code."""
+    if launched():
+        return as_one(lambda: run_alone(words))
+    return run_alone(words)
+
+
+def run_alone(words: list[str]) -> int:
+    """The command in this process; what cannot be done is one line."""
     try:
         return _run(words)
     except Refused as refused:
-        print(f"flattrain: {' '.join(str(refused).split())}", file=sys.stderr)
+        complain(" ".join(str(refused).split()))
         return 2
     except OSError as error:
         if isinstance(error, BrokenPipeError):
             return 141
         place = f"{error.filename}: " if error.filename else ""
-        print(f"flattrain: {place}{error.strerror or error}; nothing finished is lost", file=sys.stderr)
+        complain(f"{place}{error.strerror or error}; nothing finished is lost")
         return 2
     except KeyboardInterrupt:
-        print("flattrain: stopped; the same command resumes where it was", file=sys.stderr)
+        complain("stopped; the same command resumes where it was")
         return 130
 
 
@@ -57,11 +65,15 @@ def _run(words: list[str]) -> int:
 
         print(f"flattrain {__version__}")
         return 0
+    if following() and "=" not in words[0]:
+        return 0
     if words[0] == "list":
         return _list(words[1:])
     if words[0] == "report":
         return _report(words[1:])
     if words[0] in ("-m", "--multirun"):
+        if launched():
+            raise Refused("-m: torchrun runs one recipe; leave out -m, or sweep without torchrun")
         from flattrain.lab.sweep import sweep
 
         return sweep(words[1:])
@@ -74,9 +86,15 @@ def _run(words: list[str]) -> int:
     from flattrain.lab.compose import composed
     from flattrain.lab.study import dry_run, study
 
+    if following():
+        return follow()
     recipe = composed(words)
     command = " ".join(["python -m flattrain", *words])
-    return dry_run(recipe) if recipe.raw["dry_run"] else study(recipe, command)
+
+    def work() -> int:
+        return dry_run(recipe) if recipe.raw["dry_run"] else study(recipe, command)
+
+    return led(work) if launched() else work()
 
 
 def _list(rest: list[str]) -> int:

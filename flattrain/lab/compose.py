@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from flattrain.lab import library
 from flattrain.lab.arms import merge
+from flattrain.lab.device import resolved
 from flattrain.lab.recipe import Recipe, read
 from flattrain.lab.schema import OPEN, RecipeSchema
 from flattrain.ranges import Refused, suggest
@@ -45,7 +46,10 @@ def composed(words: list[str]) -> Recipe:
     final = _compose(base, rest)
     container = OmegaConf.to_container(final, resolve=False)
     assert isinstance(container, dict)
-    return read(path.stem, {str(k): v for k, v in container.items()})
+    raw = {str(k): v for k, v in container.items()}
+    recipe = read(path.stem, raw)  # first, so that a misspelt key is answered without torch
+    device = resolved(raw["device"])
+    return recipe if device == raw["device"] else read(path.stem, raw | {"device": device})
 
 
 def _parse(words: list[str]) -> list[Override]:

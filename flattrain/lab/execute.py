@@ -19,6 +19,7 @@ from flattrain.lab import catalog
 from flattrain.lab.cells import Block, Store, blocks
 from flattrain.lab.executors.job import Executor, Job
 from flattrain.lab.recipe import Cell, Recipe
+from flattrain.lab.together import launched, lead_check, together
 from flattrain.ranges import Refused
 
 EXECUTORS = {"local": "lab.executors.local:local", "ray": "lab.executors.ray:ray"}
@@ -48,11 +49,14 @@ def preflight(todo: list[Block], root: str | None) -> None:
 
     from flattrain.lab.run import check
 
+    specs = {block.cell.label: block.spec for block in todo}
+    if launched():
+        return lead_check(specs, root)
     torch.set_num_threads(1)
     warnings = set()
-    for label, block in {block.cell.label: block for block in todo}.items():
+    for label, spec in specs.items():
         try:
-            warnings.add(check(block.spec, root))
+            warnings.add(check(spec, root))
         except Refused as refused:
             raise Refused(f"{label}: {refused}") from None
     for warning in sorted(warnings - {""}):
@@ -66,7 +70,9 @@ def missing(recipe: Recipe, store: Store) -> list[Block]:
 
 
 def executor_of(recipe: Recipe) -> Executor:
-    """What `execute` names: local processes, or the tasks of a Ray cluster."""
+    """What `execute` names: local processes, or the tasks of a Ray cluster; under torchrun its processes."""
+    if launched():
+        return together()
     choice = catalog.choose(EXECUTORS, recipe.raw["execute"], "execute")
     built: Executor = catalog.build(choice, workers=recipe.raw["jobs"])
     return built

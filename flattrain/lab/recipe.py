@@ -9,9 +9,10 @@ from flattrain.lab import catalog
 from flattrain.lab.arms import MOST, arm_cells, names, need_values
 from flattrain.lab.cell import Cell, Tuning, digest, place
 from flattrain.lab.claims import Claim, read_claims, read_correction
+from flattrain.lab.device import DEVICES
 from flattrain.lab.figures_spec import FigureSpec, read_figures
 from flattrain.lab.scope import Scope
-from flattrain.lab.spec import EVALUATIONS, TRAIN, need, need_one_of
+from flattrain.lab.spec import EVALUATIONS, TRAIN, need, need_one_of, need_precision
 from flattrain.lab.tune_spec import need_equal
 from flattrain.ranges import Refused
 
@@ -49,7 +50,10 @@ def read(name: str, raw: dict[str, Any]) -> Recipe:
             raise Refused(f"{key} must be at most {MOST:,}, got {value}")
     need("first_seed", raw["first_seed"], "Steps")
     need("jobs", raw["jobs"], "Steps")
-    need_one_of("precision", raw["precision"], ("float32", "float64"))
+    need_precision("precision", raw["precision"])
+    # Runs of before there was a choice have neither key.
+    need_one_of("device", raw.get("device", "cpu"), DEVICES)
+    need("deterministic", raw.get("deterministic", True), "bool")
     need_one_of("backend", raw["backend"], ("auto", "stacked", "eager"))
     if not raw["arms"]:
         raise Refused("arms: a recipe needs at least one arm")

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from flattrain.core import losses, trees
 from flattrain.core.ghost_sam import functional_too
 from flattrain.core.layers import normalisation_parameters
 from flattrain.core.probes import stream
 from flattrain.lab import catalog
+from flattrain.lab.device import in_words, set_up
+from flattrain.lab.measuring import estimate, on, row
 from flattrain.lab.spec import EVALUATIONS
 from flattrain.problems.split import Model, Split
 from flattrain.problems.two_layer import LayerNormed, TwoLayer
@@ -25,43 +26,49 @@ from flattrain.training import fused, loop, objective
 from flattrain.training.averaging import averaged
 from flattrain.training.compiled import too_few
 from flattrain.training.divergence import lost, watched
-from flattrain.training.evaluate import chunks, contrast_on, evaluate
 from flattrain.training.evaluations import Cost
 from flattrain.training.objective import Penalty
+from flattrain.training.ranks import ALONE, Ranks
 from flattrain.training.stacked import Seeds, stacked_trainer
 from flattrain.training.trainer import State, Trainer
 from flattrain.types import Contrast, Estimate, Loss, Measure, Network, Spectral, StatefulRule
 
+OF_ROWS = ("m_sam", "esam", "functional_sam", "sharpness_aware_perturbation")  # rules that see examples
 PROBES = 20  # of a stochastic measure in evaluation, unless the recipe says otherwise
 
 
 class Experiment:
     """One cell, put together: its trainer, and its measures of a state."""
 
-    def __init__(self, spec: dict[str, Any], root: str | None) -> None:
-        self.spec = spec
+    def __init__(self, spec: dict[str, Any], root: str | None, ranks: Ranks = ALONE) -> None:
+        self.spec, self.ranks = spec, ranks
+        _need_no_rows(spec, ranks)
         first = spec["first_seed"]
         self.seeds = list(range(first, first + spec["seeds"]))
-        dtype = getattr(torch, spec["precision"])
+        dtype, device = getattr(torch, spec["precision"]), set_up(spec)
         dataset = _build(catalog.DATASETS, spec["dataset"], root=root)
-        self.splits = [_as(dtype, dataset(seed)) for seed in self.seeds]
+        # Drawn and built on the CPU, so that the start is the same wherever the cell runs.
+        here = [_as(dtype, dataset(seed)) for seed in self.seeds]
         self.model: Model = _build(catalog.MODELS, spec["model"])
-        self.module = self.model.build(self.splits[0]).to(dtype)
+        self.module = self.model.build(here[0]).to(dtype)
         self.criterion: Loss = getattr(losses, spec["loss"])
-        _need_targets(spec, torch.is_floating_point(self.splits[0].train_y))
+        _need_targets(spec, torch.is_floating_point(here[0].train_y))
         starts = [
             self.model.start(self.module, split, stream(seed, "start"))
-            for seed, split in zip(self.seeds, self.splits, strict=True)
+            for seed, split in zip(self.seeds, here, strict=True)
         ]
+        buffers = [self.model.buffers(self.module, split) for split in here]
+        self.module = self.module.to(device)
+        self.splits = [split.each(lambda t: t.to(device)) for split in here]
         self.stacked = Seeds(
             self.seeds,
             [s.train_x for s in self.splits],
             [s.train_y for s in self.splits],
-            [{k: v.to(dtype) for k, v in start.items()} for start in starts],
-            [self.model.buffers(self.module, split) for split in self.splits],
+            [{k: v.to(device, dtype) for k, v in start.items()} for start in starts],
+            [{k: v.to(device) for k, v in of_split.items()} for of_split in buffers],
         )
         penalties = [Penalty(_build(catalog.PENALTIES, p["measure"]), p["weight"]) for p in spec["penalties"]]
-        self.objective = objective.build(self.module, self.criterion, penalties)
+        self.objective = objective.build(self.module, self.criterion, penalties, ranks=self.ranks)
         size = spec["train"]["batch_size"]
         x, y = self.stacked.x[0][:size], self.stacked.y[0][:size]
         self.cost = Cost(self._rule(None), self.stacked.params[0], x, y)
@@ -70,7 +77,7 @@ class Experiment:
 
     def _trainer(self) -> Trainer:
         spec = self.spec
-        settings = _fused_settings(spec)
+        settings = None if self.ranks.several else _fused_settings(spec)
         if settings is not None and fused.available() and fused.covers(self.module):
             assert isinstance(self.module, TwoLayer)
             return fused.fused_trainer(self.module, settings, self.stacked)
@@ -86,6 +93,7 @@ class Experiment:
             eager="as asked" if spec["backend"] == "eager" else too_few(spec["train"]["steps"]),
             step_size=_built(catalog.STEP_SIZES, spec["step_size"]),
             average=_built(catalog.AVERAGES, spec["average"]),
+            ranks=self.ranks,
         )
 
     def _rule(self, per_example: Any) -> StatefulRule:
@@ -132,62 +140,26 @@ class Experiment:
         for k, (seed, split) in enumerate(zip(self.seeds, self.splits, strict=True)):
             params = trees.pick(weights, k)
             taken = self.cost.until(state.step)
-            rows.append(_row(seed, state.step, EVALUATIONS, Estimate(taken)))
+            rows.append(row(seed, state.step, EVALUATIONS, Estimate(taken)))
             network = Network(self.module, self.criterion, params, self.stacked.buffers[k])
             for name, measure in wanted.items():
                 found = (
                     Estimate(math.nan, math.nan)
                     if seed in self.diverged
-                    else _estimate(measure, network, split, name, (seed, state.step))
+                    else estimate(measure, network, split, name, (seed, state.step), self.ranks)
                 )
-                rows.append(_row(seed, state.step, name, found))
+                rows.append(row(seed, state.step, name, found))
         return rows
 
     def definitions(self) -> dict[str, str]:
         """What each quantity is, in words."""
         out = {EVALUATIONS: "gradients of one batch of the arm's size that its rule has taken"}
         for name, measure in self.measures(last=True).items():
-            split = next(
-                (f"the {part}" for part in ("test", "validation") if _on(part, name)), "the training"
-            )
+            split = next((f"the {part}" for part in ("test", "validation") if on(part, name)), "the training")
             both = "the training and, held out, the test"
             where = both if isinstance(measure, Contrast) else split
             out[name] = f"{measure.definition}; on {where} examples, evaluation mode"
         return out
-
-
-def _row(seed: int, step: int, quantity: str, found: Estimate) -> dict[str, Any]:
-    value, error = float(found.value), float(found.standard_error)
-    return {"seed": seed, "step": step, "quantity": quantity, "value": value, "standard_error": error}
-
-
-def _estimate(
-    measure: Measure | Spectral | Contrast, network: Network, split: Split, name: str, key: tuple[int, int]
-) -> Estimate:
-    """An eigenvalue of a matrix that is not finite does not exist: the run diverged, and its row says nan."""
-    seed, step = key
-    try:
-        if isinstance(measure, Contrast):
-            held_out, train = chunks(split.test_x, split.test_y), chunks(split.train_x, split.train_y)
-            return contrast_on(measure, network, train, held_out, (seed, measure.train.name, step))
-        x, y = _examples(split, name)
-        return evaluate(measure, network, x, y, (seed, name, step))
-    except torch.linalg.LinAlgError:
-        return Estimate(math.nan, math.nan)
-
-
-def _on(part: str, quantity: str) -> bool:
-    return quantity.startswith(f"{part}_")
-
-
-def _examples(split: Split, quantity: str) -> tuple[Tensor, Tensor]:
-    """The examples that a quantity is taken on."""
-    if _on("test", quantity):
-        return split.test_x, split.test_y
-    if not _on("validation", quantity):
-        return split.train_x, split.train_y
-    assert split.validation_x is not None and split.validation_y is not None  # lab.recipe has seen to it
-    return split.validation_x, split.validation_y
 
 
 def run_cell(
@@ -195,17 +167,23 @@ def run_cell(
     root: str | None,
     checkpoint: Path | None,
     progress: Callable[[int], None],
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
-    """Train and measure one block of a cell's seeds; resumes from `checkpoint`, if it is to keep one."""
+    """Train and measure one block of a cell's seeds; resumes from `checkpoint`, if it is to keep one.
+
+    Of several processes, the first alone writes it.
+    """
     began = time.monotonic()
-    experiment = Experiment(spec, root)
-    rows = loop.run(
-        experiment.trainer,
-        experiment.stops(),
-        experiment.measure,
-        checkpoint=checkpoint,
-        progress=progress,
-    )
+    with in_words():
+        experiment = Experiment(spec, root, ranks)
+        rows = loop.run(
+            experiment.trainer,
+            experiment.stops(),
+            experiment.measure,
+            checkpoint=checkpoint,
+            every_seconds=math.inf if ranks.rank else 3.0,
+            progress=progress,
+        )
     return {
         "rows": rows,
         "backend": experiment.trainer.backend,
@@ -224,6 +202,15 @@ def _build(registry: dict[str, str], spec: Any, **context: Any) -> Any:
 
 def _built(registry: dict[str, str], spec: Any) -> Any:
     return None if spec is None else _build(registry, spec)
+
+
+def _need_no_rows(spec: dict[str, Any], ranks: Ranks) -> None:
+    named = [name for rule in spec["rule"] for name in rule if name in OF_ROWS]
+    if ranks.several and named:
+        raise Refused(
+            f"rule {named[0]} picks or groups the examples of a batch, which {ranks.world} processes share; "
+            "run it on one process"
+        )
 
 
 def _need_targets(spec: dict[str, Any], real: bool) -> None:
@@ -246,6 +233,7 @@ def _fused_settings(spec: dict[str, Any]) -> fused.Settings | None:
     if not (
         plain_sgd
         and spec["backend"] == "auto"
+        and spec.get("device", "cpu") == "cpu"
         and spec["train"]["batch_size"] == 1
         and spec["loss"] == "squared_error"
         and not spec["penalties"]
@@ -263,18 +251,19 @@ def _fused_settings(spec: dict[str, Any]) -> fused.Settings | None:
     return None
 
 
-def check(spec: dict[str, Any], root: str | None) -> str:
+def check(spec: dict[str, Any], root: str | None, ranks: Ranks = ALONE) -> str:
     """Put a cell together for one seed, measure a few examples and take a step: what is refused is refused
 
     before anything is written. Returns a warning, or nothing.
     """
     last = min(spec["train"]["steps"], 1)  # so few that nothing is compiled
-    experiment = Experiment(spec | {"seeds": 1, "train": spec["train"] | {"steps": last}}, root)
-    experiment.splits = [split.each(lambda t: t[:8]) for split in experiment.splits]
-    state = experiment.trainer.init()
-    experiment.measure(state._replace(step=last))
-    if last:
-        experiment.trainer.advance(state, last)
+    with in_words():
+        experiment = Experiment(spec | {"seeds": 1, "train": spec["train"] | {"steps": last}}, root, ranks)
+        experiment.splits = [split.each(lambda t: t[:8]) for split in experiment.splits]
+        state = experiment.trainer.init()
+        experiment.measure(state._replace(step=last))
+        if last:
+            experiment.trainer.advance(state, last)
     if _fused_settings(spec) and fused.covers(experiment.module) and not fused.available():
         return (
             "numba is not installed, so batch-1 two-layer nets train some 400 times slower; "

@@ -63,6 +63,8 @@ class RecipeSchema:
     # execution
     preset: str | None = None
     backend: str = "auto"
+    device: str = "cpu"
+    deterministic: bool = True
     jobs: int = 0
     out: str | None = None
     store: str | None = None

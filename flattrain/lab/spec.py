@@ -36,6 +36,16 @@ def need_one_of(where: str, value: Any, allowed: tuple[str, ...]) -> None:
         raise Refused(f"{where} must be one of {', '.join(allowed)}, got {value!r}")
 
 
+def need_precision(where: str, value: Any) -> None:
+    """Refuse half precision with the reason: eigenvalues and second derivatives are not defined in it."""
+    if value in ("bfloat16", "float16", "half"):
+        raise Refused(
+            f"{where} must be one of float32, float64, got {value!r}: torch has no eigenvalues in half "
+            "precision, and the second derivatives that measures take lose their digits"
+        )
+    need_one_of(where, value, ("float32", "float64"))
+
+
 def cell_spec(settings: dict[str, Any], arm: str) -> dict[str, Any]:
     """What `lab.run` puts together, from the merged settings of an arm at a grid point."""
     problem = settings["problem"]
@@ -44,7 +54,7 @@ def cell_spec(settings: dict[str, Any], arm: str) -> dict[str, Any]:
             raise Refused(f"problem: unknown key {key!r}{suggest(key, ('dataset', 'loss'))}")
     dataset = catalog.choose(catalog.DATASETS, problem.get("dataset"), "problem.dataset")
     need_one_of("problem.loss", problem.get("loss"), catalog.LOSSES)
-    need_one_of(f"arms.{arm}.precision", settings["precision"], ("float32", "float64"))
+    need_precision(f"arms.{arm}.precision", settings["precision"])
     where = f"arms.{arm}"
     return {
         "dataset": _plain(dataset),

@@ -13,6 +13,7 @@ from flattrain import __version__
 from flattrain.lab import results
 from flattrain.lab.budget import affordable
 from flattrain.lab.cells import Store, library_versions, rows_of
+from flattrain.lab.device import named
 from flattrain.lab.execute import (
     estimate_seconds,
     executor_of,
@@ -31,6 +32,7 @@ from flattrain.lab.recipe import Recipe
 from flattrain.lab.registration import RECORD, TABLE, keep_earlier, known, registered, said
 from flattrain.lab.report import write_report
 from flattrain.lab.summary import print_summary
+from flattrain.lab.together import processes
 from flattrain.lab.tracking import tracker
 from flattrain.lab.tuning import Plan, plan, trials_of, tuned
 from flattrain.lab.verdicts import Verdict, judge_all
@@ -156,6 +158,8 @@ def _open_record(folder: Path, recipe: Recipe, command: str) -> dict[str, Any]:
         "registrations": entries,
         "versions": _versions(),
         "commit": _commit(),
+        "device": named(recipe.raw["device"]),
+        "processes": processes(),
         "recipe": recipe.raw,
         "tuning": plan(recipe),
     }

@@ -40,7 +40,7 @@ def label_noise(*, delta: NonNegative = 0.5) -> Rule:
         return gradient
 
     def draws(params: Params, batch: Batch) -> dict[str, Draw]:
-        return {"rule.labels": Draw("rademacher", tuple(batch.y.shape))}
+        return {"rule.labels": Draw("rademacher", tuple(batch.y.shape), per_example=True)}
 
     return Rule(wrap, draws)
 

@@ -37,15 +37,18 @@ def next_stop(step: int, target: int) -> int:
     return min(target, (step // BLOCK + 1) * BLOCK)
 
 
-def noise_of(wanted: dict[str, Draw], seed: int, dtype: torch.dtype) -> Callable[[int], dict[str, Tensor]]:
-    """step ↦ the tensors that are wanted at that step."""
+def noise_of(
+    wanted: dict[str, Draw], seed: int, dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> Callable[[int], dict[str, Tensor]]:
+    """step ↦ the tensors that are wanted at that step, drawn on the CPU and moved a block at a time."""
     numbers = sum(math.prod(want.shape) for want in wanted.values())
     length = min(BLOCK, max(1, NOISE_NUMBERS // max(1, numbers)))
     longer = {k: want._replace(shape=(length, *want.shape)) for k, want in wanted.items()}
 
     @lru_cache(maxsize=1)
     def block(index: int) -> dict[str, Tensor]:
-        return draw(longer, stream(seed, "noise", index), dtype)
+        drawn = draw(longer, stream(seed, "noise", index), dtype)
+        return {name: values.to(device) for name, values in drawn.items()}
 
     def at(step: int) -> dict[str, Tensor]:
         index, offset = divmod(step, length)

@@ -22,7 +22,7 @@ from flattrain.core.probes import draw, stream
 from flattrain.core.untouched import untouched
 from flattrain.ranges import Refused
 from flattrain.training.objective import layers_of
-from flattrain.types import Contrast, Estimate, Measure, Network, Params, Seen, Spectral
+from flattrain.types import Contrast, Estimate, Measure, Network, Operator, Params, Seen, Spectral, Statistic
 
 CHUNK = 2048
 
@@ -71,29 +71,41 @@ def _reduced(measure: Measure, network: Network, batches: Batches, key: Key) -> 
     if not total_mass:
         raise Refused("no examples: a measure needs at least one batch of (x, y)")
     for k, (x, y) in enumerate(batches):
-        live = {n: p.detach().requires_grad_() for n, p in network.params.items()}
-        # A measure of order 1 takes no derivative itself: nothing need be kept for one.
-        with torch.set_grad_enabled(measure.order > 1):
-            seen = _see(network, live, x, y, layers)
-            statistic = measure.statistic(seen, _noise(measure, seen, k, key))
-        for name, value in statistic.items():
+        for name, value in statistic_of(measure, network, x, y, layers, k, key).items():
             if measure.combine == "rows":
-                total[name] = torch.cat([total[name], value.detach()]) if k else value.detach()
+                total[name] = torch.cat([total[name], value]) if k else value
             else:
-                part = value.detach() * (mass(network.criterion, y) / total_mass)
+                part = value * (mass(network.criterion, y) / total_mass)
                 total[name] = total[name] + part if k else part
     return measure.reduce(total)
 
 
+def statistic_of(
+    measure: Measure, network: Network, x: Any, y: Tensor, layers: tuple[str, ...], number: int, key: Key
+) -> Statistic:
+    """The statistic of batch `number`, detached; the module is in evaluation mode."""
+    live = {n: p.detach().requires_grad_() for n, p in network.params.items()}
+    # A measure of order 1 takes no derivative itself: nothing need be kept for one.
+    with torch.set_grad_enabled(measure.order > 1):
+        seen = _see(network, live, x, y, layers)
+        statistic = measure.statistic(seen, _noise(measure, seen, number, key))
+    return {name: value.detach() for name, value in statistic.items()}
+
+
 def _operator(measure: Spectral, network: Network, batches: Batches, key: Key) -> Estimate:
+    try:
+        return measure.estimate(operator_on(network, batches), stream(*key, "lanczos"))
+    except NotFinite:  # the run has diverged: its row says so, and the others go on
+        return Estimate(float("nan"), float("nan"))
+
+
+def operator_on(network: Network, batches: Batches) -> Operator:
+    """The Hessian of the mean loss over `batches`; the module is in evaluation mode."""
+
     def loss(live: Params, x: Any, y: Tensor) -> Tensor:
         return _see(network, live, x, y).loss
 
-    operator = hessian(loss, network.params, batches, lambda y: mass(network.criterion, y))
-    try:
-        return measure.estimate(operator, stream(*key, "lanczos"))
-    except NotFinite:  # the run has diverged: its row says so, and the others go on
-        return Estimate(float("nan"), float("nan"))
+    return hessian(loss, network.params, batches, lambda y: mass(network.criterion, y))
 
 
 def _see(network: Network, live: Params, x: Any, y: Tensor, layers: tuple[str, ...] = ()) -> Seen:
@@ -118,4 +130,5 @@ def _noise(measure: Measure, seen: Seen, chunk: int, key: Key) -> dict[str, Tens
     shared = {n: d for n, d in wanted.items() if not d.per_example}
     own = {n: d for n, d in wanted.items() if d.per_example}
     dtype = seen.loss.dtype
-    return draw(shared, stream(*key, "probes"), dtype) | draw(own, stream(*key, "probes", chunk), dtype)
+    drawn = draw(shared, stream(*key, "probes"), dtype) | draw(own, stream(*key, "probes", chunk), dtype)
+    return {name: values.to(seen.loss.device) for name, values in drawn.items()}

@@ -9,11 +9,14 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.func import grad, vmap
 
+from flattrain.core.collective import spread
 from flattrain.core.eager import guard
 from flattrain.core.functional import Forward, call, only, outputs_at, see
 from flattrain.core.ghost_sam import per_example_sam
 from flattrain.core.layers import covered_layers, with_ties
 from flattrain.ranges import Refused, refusal
+from flattrain.training.ranks import ALONE, Ranks
+from flattrain.training.union import need_shares, union, weight_of
 from flattrain.types import Batch, Draw, GradFn, Logs, Loss, Measure, Params, Seen
 
 
@@ -33,6 +36,7 @@ class Objective:
     penalties: tuple[Penalty, ...]
     layers: tuple[tuple[str, ...], ...]  # per penalty
     forward: Forward = call
+    ranks: Ranks = ALONE
 
     def see(self, x: Any, y: Tensor, params: Params | None = None, buffers: Params | None = None) -> Seen:
         """The one forward pass."""
@@ -50,7 +54,9 @@ class Objective:
         )
 
     def total(self, seen: Seen, noise: dict[str, Tensor]) -> tuple[Tensor, Logs]:
-        """The penalised loss, and its parts by name."""
+        """The penalised loss, and its parts by name; of several processes, over all their examples."""
+        if self.ranks.several:
+            return self._union(seen, noise)
         total, logs = seen.loss, {"loss": seen.loss.detach()}
         for k, (measure, weight), mine in self._parts(seen):
             guard(measure, mine)
@@ -58,6 +64,22 @@ class Objective:
             total = total + weight * value.to(total.dtype)
             logs[measure.name] = value.detach()
         return total, logs
+
+    def _union(self, seen: Seen, noise: dict[str, Tensor]) -> tuple[Tensor, Logs]:
+        """The statistics of all shares are put together before `reduce`, which may be non-linear."""
+        parts, found = list(self._parts(seen)), {"loss": {"loss": seen.loss}}
+        for k, (measure, _), mine in parts:
+            guard(measure, mine)
+            found[str(k)] = measure.statistic(mine, _own(noise, k))
+        rows = [str(k) for k, (measure, _), _ in parts if measure.combine == "rows"]
+        whole = union(found, rows, weight_of(self.criterion, seen.target), self.ranks)
+        value = whole["loss"]["loss"]
+        logs = {"loss": value.detach()}
+        for k, (measure, weight), _ in parts:
+            penalty = measure.reduce(whole[str(k)]).value
+            value = value + weight * penalty.to(value.dtype)
+            logs[measure.name] = penalty.detach()
+        return value, logs
 
     def draws(self, seen: Seen) -> dict[str, Draw]:
         """The random tensors that the penalties want, under names of their own."""
@@ -76,7 +98,8 @@ class Objective:
         """(params, batch) -> (objective, logs)."""
 
         def value(params: Params, batch: Batch) -> tuple[Tensor, Logs]:
-            return self.total(self.see(batch.x, batch.y, params, buffers), batch.noise)
+            own = spread(params) if self.ranks.several else params
+            return self.total(self.see(batch.x, batch.y, own, buffers), batch.noise)
 
         return value
 
@@ -126,16 +149,26 @@ def _own(noise: dict[str, Tensor], k: int) -> dict[str, Tensor]:
 
 
 def build(
-    module: nn.Module, criterion: Loss, penalties: Sequence[Penalty], forward: Forward = call
+    module: nn.Module,
+    criterion: Loss,
+    penalties: Sequence[Penalty],
+    forward: Forward = call,
+    ranks: Ranks = ALONE,
 ) -> Objective:
-    """Check weights and layer names, and fix which layers each penalty taps."""
+    """Check weights and layer names, and fix which layers each penalty taps.
+
+    With several `ranks` the objective is that of the union of their batches, and so are its gradient and all
+    further derivatives: `value` and `gradient` take the same parameters everywhere and each process's batch.
+    """
+    if ranks.several:
+        need_shares(module, criterion, [penalty.measure for penalty in penalties])
     tapped = []
     for penalty in penalties:
         problem = refusal("NonNegative", penalty.weight)
         if problem:
             raise Refused(f"{penalty.measure.name}: weight {problem}")
         tapped.append(layers_of(module, penalty.measure))
-    return Objective(module, criterion, tuple(penalties), tuple(tapped), forward)
+    return Objective(module, criterion, tuple(penalties), tuple(tapped), forward, ranks)
 
 
 def layers_of(module: nn.Module, measure: Measure) -> tuple[str, ...]:

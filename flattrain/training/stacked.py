@@ -26,6 +26,7 @@ from flattrain.training.batches import indices, next_stop, noise_of
 from flattrain.training.compiled import NotCompiled, Step, Steps, Timeless
 from flattrain.training.objective import Objective
 from flattrain.training.optimizers import Build
+from flattrain.training.ranks import ALONE, Ranks
 from flattrain.training.step_sizes import StepSize, along, guard_line, unmoved
 from flattrain.training.trainer import State, Trainer
 from flattrain.types import Batch, Draw, Memory, Moment, Params, Rule, StatefulRule
@@ -82,14 +83,18 @@ def stacked_trainer(
     eager: str | None = "not asked to compile",
     step_size: StepSize | None = None,
     average: Average | None = None,
+    ranks: Ranks = ALONE,
 ) -> Trainer:
     """Train all seeds together, step by step; `project` maps a seed's parameters after each of them.
 
     eager     : why the steps are not to be compiled; None compiles them where that can be done.
     step_size : what the optimizer's update is multiplied by; None: by 1.
     average   : of the weights, kept beside them; see `training.averaging`.
+    ranks     : the processes that share each batch; the objective is built for the same ones.
     """
     _need_fixed_buffers(objective)
+    ranks.need(batch_size)
+    eager = f"a step of {ranks.world} processes" if ranks.several else eager
     if step_size is not None:
         guard_line(objective, step_size)
     whole = compose([rule]) if isinstance(rule, Rule) else rule
@@ -123,17 +128,27 @@ def stacked_trainer(
     if average is not None:
         memory |= averaging.begin(stacked)
     start = Now(stacked, optimizer.pack(optimizer.init(stacked)), memory)
+    start = pytree.tree_map(ranks.same, start)  # whatever the machines' roundings
     data = Data(torch.stack(list(seeds.x)), torch.stack(list(seeds.y)), trees.stack(list(seeds.buffers)))
     count, examples = data.x.shape[:2]
-    wanted = _wanted(objective, whole, seeds, batch_size)
-    noises = [noise_of(wanted, seed, data.x.dtype) for seed in seeds.numbers]
+    mine = ranks.share(batch_size)
+    if batch_size == examples:
+        data = data._replace(x=data.x[:, mine], y=data.y[:, mine])
+    wanted = _wanted(objective, whole, seeds, batch_size, ranks)
+    rowed = {name for name, want in wanted.items() if want.per_example}
+    noises = [noise_of(wanted, seed, data.x.dtype, data.x.device) for seed in seeds.numbers]
 
     def chances(group: list[int], begin: int, stop: int) -> Iterator[Chance]:
         picks = [indices(seeds.numbers[k], examples, batch_size, begin, stop) for k in group]
-        for number, pick in enumerate(torch.stack(picks, 1), start=begin):
+        for number, pick in enumerate(torch.stack(picks, 1).to(data.x.device), start=begin):
             noise = trees.stack([noises[k](number) for k in group])
-            share = () if average is None else (torch.tensor(average(number + 1), dtype=data.x.dtype),)
-            yield Chance((pick,) if batch_size < examples else (), noise, share, Moment(number))
+            noise = {name: t[:, mine] if name in rowed else t for name, t in noise.items()}
+            share = (
+                ()
+                if average is None
+                else (torch.full((), average(number + 1), dtype=data.x.dtype, device=data.x.device),)
+            )
+            yield Chance((pick[:, mine],) if batch_size < examples else (), noise, share, Moment(number))
 
     chance = next(chances(list(range(count)), 0, 1))
     steps, groups, backend = _path(step_by, start, data, chance, eager)
@@ -141,13 +156,14 @@ def stacked_trainer(
 
     def advance(state: State, target: int) -> State:
         stop = min(next_stop(state.step, target), state.step + STEPS_AT_ONCE)
-        now = Now(state.params, state.optimizer, state.memory)
+        now = _beside(start, Now(state.params, state.optimizer, state.memory))
         done = [
             steps(now if len(groups) == 1 else _take(now, group), part, chances(group, state.step, stop))
             for group, part in zip(groups, parts, strict=True)
         ]
         return State(stop, *(done[0] if len(done) == 1 else _join(done, count)))
 
+    backend += f", each batch shared by {ranks.world} processes" if ranks.several else ""
     return Trainer(lambda: State(0, *start), advance, backend + (", weights averaged" if average else ""))
 
 
@@ -183,7 +199,7 @@ def _batch(data: Data, chance: Chance) -> Batch:
     """The examples that chance picks, stacked over seeds."""
     x, y = data.x, data.y
     if chance.pick:
-        rows = torch.arange(len(x))[:, None]
+        rows = torch.arange(len(x), device=x.device)[:, None]
         x, y = x[rows, chance.pick[0]], y[rows, chance.pick[0]]
     return Batch(x, y, chance.noise, chance.moment)
 
@@ -197,6 +213,12 @@ def _in_turn(one: Callable[..., Any]) -> Callable[..., Any]:
         return pytree.tree_map(lambda *leaves: torch.stack(leaves), *each)
 
     return over_seeds
+
+
+def _beside(start: Now, now: Now) -> Now:
+    """The state on the devices of the start: a checkpoint is read to the CPU."""
+    moved: Now = pytree.tree_map(lambda like, leaf: leaf.to(like.device), start, now)
+    return moved
 
 
 def _take(tree: Any, seeds: int | list[int]) -> Any:
@@ -218,9 +240,21 @@ def _need_fixed_buffers(objective: Objective) -> None:
             )
 
 
-def _wanted(objective: Objective, rule: StatefulRule, seeds: Seeds, batch_size: int) -> dict[str, Draw]:
-    """Names and shapes of one step's noise, from one dry pass of the first seed."""
-    batch = Batch(seeds.x[0][:batch_size], seeds.y[0][:batch_size])
+def _wanted(
+    objective: Objective, rule: StatefulRule, seeds: Seeds, batch_size: int, ranks: Ranks
+) -> dict[str, Draw]:
+    """Names and shapes of one step's noise over the whole batch, from one dry pass of the first seed on
+
+    a share of it. All processes draw all of it, and take the rows of their examples.
+    """
+    count = len(range(batch_size)[ranks.share(batch_size)])
+    batch = Batch(seeds.x[0][:count], seeds.y[0][:count])
     live = {k: p.detach().requires_grad_() for k, p in seeds.params[0].items()}
     seen = objective.see(batch.x, batch.y, live, seeds.buffers[0])
-    return {**rule.draws(live, batch), **objective.draws(seen)}
+    wanted = {**rule.draws(live, batch), **objective.draws(seen)}
+    if not ranks.several:
+        return wanted
+    return {
+        name: want._replace(shape=(batch_size, *want.shape[1:])) if want.per_example else want
+        for name, want in wanted.items()
+    }

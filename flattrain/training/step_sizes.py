@@ -81,7 +81,7 @@ def armijo(
     def choose(line: Line, memory: Memory) -> Memory:
         first, here = grad_and_value(line)(torch.zeros_like(memory["size"]))
         start = (growth * memory["last"]).clamp(max=largest)
-        trials = start * shrink ** torch.arange(halvings + 1, dtype=start.dtype)
+        trials = start * shrink ** torch.arange(halvings + 1, dtype=start.dtype, device=start.device)
         enough = (vmap(line)(trials) <= here + slope * trials * first) & (first < 0)
         size = torch.where(enough, trials, 0.0).amax()
         return {"size": size, "last": torch.where(size > 0, size, trials[-1])}

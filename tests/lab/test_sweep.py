@@ -52,7 +52,7 @@ def test_each_job_is_the_run_that_its_words_give(launcher, home):
         env=os.environ | {"HOME": str(home)},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=500,
     )
     assert done.returncode == 0, done.stderr
     records = [json.loads(p.read_text()) for p in (home / "runs").glob("tiny-*/run.json")]

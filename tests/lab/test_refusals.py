@@ -79,6 +79,7 @@ BAD_CALLS = [
     (["recipe=tiny", "claims.falls.predicts.belwo=1"], "give exactly one of"),
     (["recipe=tiny", "claims.falls.test.median.arm=sma"], "did you mean 'sam'"),
     (["recipe=tiny", "claims.falls.test.median.at.n=9"], "9 is not on the grid"),
+    (["recipe=tiny", "correction=hol"], "did you mean 'holm'"),
     (["recipe=tiny", "penalties.soft_rank.lam=1"], "weight is missing"),
     (
         ["recipe=tiny", "penalties.soft_rank={weight:1,lam:{head:-1}}"],

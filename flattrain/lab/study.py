@@ -248,15 +248,18 @@ def _versions() -> dict[str, str]:
 def _commit() -> str:
     """The commit of the code that runs, marked if it was changed; empty outside a checkout."""
     here = Path(__file__).resolve().parent
+    # Without locks: `describe --dirty` writes the index, and a run that is killed would leave it locked.
+    git = ["git", "--no-optional-locks"]
     try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=True,
-        )
-        return described.stdout.strip()
+        said = [
+            subprocess.run(
+                [*git, *words], cwd=here, capture_output=True, text=True, timeout=5, check=True
+            ).stdout
+            for words in (
+                ["rev-parse", "--short=12", "HEAD"],
+                ["status", "--porcelain", "--untracked-files=no"],
+            )
+        ]
     except (OSError, subprocess.SubprocessError):
         return ""
+    return said[0].strip() + ("-dirty" if said[1].strip() else "")

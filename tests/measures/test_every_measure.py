@@ -9,9 +9,10 @@ import oracles
 import pytest
 import torch
 
-from flattrain.core.losses import cross_entropy
+from flattrain.core.losses import cross_entropy, squared_error
 from flattrain.core.probes import draw, stream
 from flattrain.lab import catalog
+from flattrain.problems.matrix_sensing import DeepLinear
 from flattrain.training import evaluate as module_under_test
 from flattrain.training.evaluate import evaluate
 from flattrain.training.objective import Penalty, build
@@ -31,11 +32,26 @@ def built(registry, name):
     return catalog.build(choice, probes=3)
 
 
-def problem():
+DEEP_LINEAR = {"deep_linear_trace", "product_nuclear_norm"}  # have a model of their own, and real targets
+
+
+def problem(name):
+    """A net, inputs, targets and the loss that the measure is for."""
+    if name in DEEP_LINEAR:
+        generator = torch.Generator().manual_seed(1)
+        net = DeepLinear(4, 3, 5, 3)
+        for p in net.parameters():
+            p.data = torch.randn(p.shape, generator=generator)
+        return (
+            net,
+            torch.randn(9, 4, 3, generator=generator),
+            torch.randn(9, generator=generator),
+            squared_error,
+        )
     net, (x, y) = oracles.small_net(), oracles.data(n=40)
     with torch.no_grad():
         y[:25] = net(x).argmax(1)[:25]  # better than chance, so that a temperature exists
-    return net, x, y
+    return net, x, y, cross_entropy
 
 
 @pytest.mark.parametrize("name", sorted(set(catalog.MEASURES) - TWO_LAYERS - TWO_SETS))
@@ -44,15 +60,17 @@ def test_single_precision_gives_the_same_number(name, monkeypatch):
         return {k: v.to(dtype) for k, v in draw(wanted, generator, torch.float64).items()}
 
     monkeypatch.setattr(module_under_test, "draw", same)
-    net, x, y = problem()
+    net, x, y, loss = problem(name)
     found = []
     for dtype in (torch.float64, torch.float32):
         module = copy.deepcopy(net).to(dtype)
         params = {k: p.detach() for k, p in module.named_parameters()}
-        network = Network(module, cross_entropy, params, {})
+        network = Network(module, loss, params, {})
         measure = built(catalog.MEASURES, name)
         assert measure.definition
-        estimate = evaluate(measure, network, x.to(dtype), y, ("k",))
+        estimate = evaluate(
+            measure, network, x.to(dtype), y.to(dtype) if y.is_floating_point() else y, ("k",)
+        )
         assert math.isfinite(float(estimate.value)) and float(estimate.value) != 0
         found.append(float(estimate.value))
     assert found[1] == pytest.approx(found[0], rel=1e-3)
@@ -60,9 +78,9 @@ def test_single_precision_gives_the_same_number(name, monkeypatch):
 
 @pytest.mark.parametrize("name", sorted(catalog.PENALTIES))
 def test_every_penalty_has_a_gradient(name):
-    net, x, y = problem()
-    net, x = net.float(), x.float()
-    objective = build(net, cross_entropy, [Penalty(built(catalog.PENALTIES, name), 1.0)])
+    net, x, y, loss = problem(name)
+    net, x, y = net.float(), x.float(), y.float() if y.is_floating_point() else y
+    objective = build(net, loss, [Penalty(built(catalog.PENALTIES, name), 1.0)])
     seen = objective.see(x, y)
     total, logs = objective.total(seen, draw(objective.draws(seen), stream(1)))
     penalty = total - seen.loss

@@ -128,8 +128,8 @@ def _row(v: Verdict) -> list[Cell]:
     where = "; ".join(filter(None, (facts.get("setting"), v.claim.source)))
     refuted = f"refuted if {v.claim.refuted_if}" if v.claim.refuted_if else "refuted otherwise"
     return [
-        Cell(_lines(_badge(v.verdict, v.verdict), v.reason)),
-        Cell(_lines(joined([tag("strong", v.claim.id), " ", v.claim.says]), where), "says"),
+        Cell(_badge(v.verdict, v.verdict)),
+        Cell(_lines(_lines(joined([tag("strong", v.claim.id), " ", v.claim.says]), v.reason), where), "says"),
         Cell(_lines(estimate, interval), "n", "estimate"),
         Cell(_lines(str(v.claim.predicts), refuted), "n", "predicted"),
         Cell("" if v.interval is None else v.interval.n, "n", "seeds"),

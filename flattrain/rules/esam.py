@@ -19,6 +19,7 @@ import torch
 
 from flattrain.core import trees
 from flattrain.ranges import Fraction, NonNegative, Refused, checked
+from flattrain.rules.second_look import second_look
 from flattrain.types import Batch, Draw, GradFn, Logs, OfBatch, Params, Rule
 
 
@@ -40,29 +41,21 @@ def esam(
         raise Refused("esam: beta must be above 0, or no tensor is ever perturbed")
     each = losses
 
-    def wrap(grad_fn: GradFn) -> GradFn:
-        def gradient(params: Params, batch: Batch) -> tuple[Params, Logs]:
-            g, logs = grad_fn(params, batch)
-            radius = rho * batch.moment.strength
-            if radius == 0:
-                return g, logs
-            some = {k: v * _chosen(batch, k, beta).to(v.dtype) for k, v in g.items()}
-            there = trees.axpy(radius / beta * trees.inverse(trees.norm(some)), some, params)
-            count = max(1, math.floor(gamma * len(batch.y) + 1e-9))
-            if count < len(batch.y):
-                _need_no_rows(batch)
-                rises = each(there, batch) - each(params, batch)
-                picked = rises.topk(count).indices
-                batch = batch._replace(x=batch.x[picked], y=batch.y[picked])
-            ascended, after = grad_fn(there, batch)
-            return ascended, logs | {f"ascended/{k}": v for k, v in after.items()}
-
-        return gradient
+    def look(grad_fn: GradFn, params: Params, batch: Batch, g: Params, radius: float) -> tuple[Params, Logs]:
+        some = {k: v * _chosen(batch, k, beta).to(v.dtype) for k, v in g.items()}
+        there = trees.axpy(radius / beta * trees.inverse(trees.norm(some)), some, params)
+        count = max(1, math.floor(gamma * len(batch.y) + 1e-9))
+        if count < len(batch.y):
+            _need_no_rows(batch)
+            rises = each(there, batch) - each(params, batch)
+            picked = rises.topk(count).indices
+            batch = batch._replace(x=batch.x[picked], y=batch.y[picked])
+        return grad_fn(there, batch)
 
     def draws(params: Params, batch: Batch) -> dict[str, Draw]:
         return {f"rule.{k}": Draw("normal", ()) for k in params}
 
-    return Rule(wrap, draws)
+    return Rule(second_look(rho, look), draws)
 
 
 def _chosen(batch: Batch, name: str, beta: float) -> torch.Tensor:

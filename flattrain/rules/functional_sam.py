@@ -18,6 +18,7 @@ from torch.func import grad, vjp
 
 from flattrain.core import trees
 from flattrain.ranges import NonNegative, Refused, checked
+from flattrain.rules.second_look import second_look
 from flattrain.types import Batch, GradFn, Logs, Loss, OfBatch, Params, Rule
 
 
@@ -33,23 +34,16 @@ def functional_sam(
         )
     seen, slope = outputs, grad(criterion.mean)
 
-    def wrap(grad_fn: GradFn) -> GradFn:
-        def gradient(params: Params, batch: Batch) -> tuple[Params, Logs]:
-            g, logs = grad_fn(params, batch)
-            radius = rho * batch.moment.strength
-            if radius == 0:
-                return g, logs
-            there = trees.axpy(radius * trees.inverse(trees.norm(g)), g, params)
-            ascended, after = grad_fn(there, batch)
+    def look(grad_fn: GradFn, params: Params, batch: Batch, g: Params, radius: float) -> tuple[Params, Logs]:
+        there = trees.axpy(radius * trees.inverse(trees.norm(g)), g, params)
+        ascended, after = grad_fn(there, batch)
 
-            def at(p: Params) -> Tensor:
-                return seen(p, batch)
+        def at(p: Params) -> Tensor:
+            return seen(p, batch)
 
-            outputs_there, pull = vjp(at, there)[:2]
-            back = slope(at(params), batch.y) - slope(outputs_there, batch.y)
-            (added,) = pull(back)
-            return trees.axpy(1.0, added, ascended), logs | {f"ascended/{k}": v for k, v in after.items()}
+        outputs_there, pull = vjp(at, there)[:2]
+        back = slope(at(params), batch.y) - slope(outputs_there, batch.y)
+        (added,) = pull(back)
+        return trees.axpy(1.0, added, ascended), after
 
-        return gradient
-
-    return Rule(wrap)
+    return Rule(second_look(rho, look))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from flattrain.core import trees
 from flattrain.ranges import Count, NonNegative, checked
+from flattrain.rules.second_look import second_look
 from flattrain.types import Batch, GradFn, Logs, Params, Rule
 
 
@@ -17,18 +18,12 @@ from flattrain.types import Batch, GradFn, Logs, Params, Rule
 def n_step_sam(*, rho: NonNegative = 0.05, steps: Count = 2) -> Rule:
     """SAM that ascends a distance of ρ in `steps` steps, each along the gradient where it stands."""
 
-    def wrap(grad_fn: GradFn) -> GradFn:
-        def gradient(params: Params, batch: Batch) -> tuple[Params, Logs]:
-            g, logs = grad_fn(params, batch)
-            radius = rho * batch.moment.strength
-            if radius == 0:
-                return g, logs
-            there, after = params, logs
-            for _ in range(steps):
-                there = trees.axpy(radius / steps * trees.inverse(trees.norm(g)), g, there)
-                g, after = grad_fn(there, batch)
-            return g, logs | {f"ascended/{k}": v for k, v in after.items()}
+    def look(grad_fn: GradFn, params: Params, batch: Batch, g: Params, radius: float) -> tuple[Params, Logs]:
+        there = params
+        after: Logs = {}
+        for _ in range(steps):
+            there = trees.axpy(radius / steps * trees.inverse(trees.norm(g)), g, there)
+            g, after = grad_fn(there, batch)
+        return g, after
 
-        return gradient
-
-    return Rule(wrap)
+    return Rule(second_look(rho, look))

@@ -19,6 +19,7 @@ import torch
 from flattrain.core import trees
 from flattrain.core.probes import direction, over_parameters
 from flattrain.ranges import NonNegative, checked
+from flattrain.rules.second_look import second_look
 from flattrain.rules.universal import sphere
 from flattrain.types import Batch, Draw, GradFn, Logs, Params, Rule
 
@@ -27,22 +28,15 @@ from flattrain.types import Batch, Draw, GradFn, Logs, Params, Rule
 def randomly_smoothed(*, rho: NonNegative = 0.05, below: NonNegative | None = None) -> Rule:
     """RS: the perturbation is random."""
 
-    def wrap(grad_fn: GradFn) -> GradFn:
-        def gradient(params: Params, batch: Batch) -> tuple[Params, Logs]:
-            g, logs = grad_fn(params, batch)
-            radius = rho * batch.moment.strength
-            if radius == 0:
-                return g, logs
-            z = {n: v.to(params[n].dtype) for n, v in direction(batch.noise, 0, params).items()}
-            v, there = grad_fn(trees.axpy(radius, sphere(z), params), batch)
-            return _beside(g, v, below), logs | {f"ascended/{k}": log for k, log in there.items()}
-
-        return gradient
+    def look(grad_fn: GradFn, params: Params, batch: Batch, g: Params, radius: float) -> tuple[Params, Logs]:
+        z = {n: v.to(params[n].dtype) for n, v in direction(batch.noise, 0, params).items()}
+        v, there = grad_fn(trees.axpy(radius, sphere(z), params), batch)
+        return _beside(g, v, below), there
 
     def draws(params: Params, batch: Batch) -> dict[str, Draw]:
         return over_parameters(params, "normal", 1)
 
-    return Rule(wrap, draws)
+    return Rule(second_look(rho, look), draws)
 
 
 @checked
@@ -52,27 +46,20 @@ def sharpness_aware_perturbation(*, rho: NonNegative = 0.05, below: NonNegative 
     Not for penalties that draw noise per example inside it: the single example has none of its own.
     """
 
-    def wrap(grad_fn: GradFn) -> GradFn:
-        def gradient(params: Params, batch: Batch) -> tuple[Params, Logs]:
-            g, logs = grad_fn(params, batch)
-            radius = rho * batch.moment.strength
-            if radius == 0:
-                return g, logs
-            chosen = batch.noise["rule.example"].argmax(0, keepdim=True)
-            one = batch._replace(x=batch.x.index_select(0, chosen), y=batch.y.index_select(0, chosen))
-            its, _ = grad_fn(params, one)
-            length = radius * batch.noise["rule.sign"] * trees.inverse(trees.norm(its))
-            v, there = grad_fn(trees.axpy(length, its, params), one)
-            return _beside(g, v, below), logs | {f"ascended/{k}": log for k, log in there.items()}
-
-        return gradient
+    def look(grad_fn: GradFn, params: Params, batch: Batch, g: Params, radius: float) -> tuple[Params, Logs]:
+        chosen = batch.noise["rule.example"].argmax(0, keepdim=True)
+        one = batch._replace(x=batch.x.index_select(0, chosen), y=batch.y.index_select(0, chosen))
+        its, _ = grad_fn(params, one)
+        length = radius * batch.noise["rule.sign"] * trees.inverse(trees.norm(its))
+        v, there = grad_fn(trees.axpy(length, its, params), one)
+        return _beside(g, v, below), there
 
     def draws(params: Params, batch: Batch) -> dict[str, Draw]:
         # the largest of independent normals is at a uniformly random place
         examples = Draw("normal", (len(batch.y),), per_example=True)
         return {"rule.example": examples, "rule.sign": Draw("rademacher", ())}
 
-    return Rule(wrap, draws)
+    return Rule(second_look(rho, look), draws)
 
 
 def _beside(g: Params, v: Params, below: float | None) -> Params:

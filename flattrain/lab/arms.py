@@ -8,11 +8,10 @@ import math
 from typing import Any
 
 from flattrain.lab.cell import Cell, Tuning
-from flattrain.lab.spec import cell_spec, need_validation
+from flattrain.lab.spec import MOST, cell_spec, need_validation
 from flattrain.lab.tune_spec import BY, TuneSpec, read_tune
 from flattrain.ranges import Refused, suggest
 
-MOST = 10_000  # seeds, milestones, cells or trials: beyond it is a slip of the keyboard
 ARM_KEYS = (
     "problem", "model", "rule", "penalties", "train", "step_size", "average", "precision", "tune", "grid"
 )  # fmt: skip

@@ -51,7 +51,7 @@ def set_up(spec: dict[str, Any]) -> Any:
 
     strict = spec.get("deterministic", True)
     torch.use_deterministic_algorithms(strict)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # torch has no stubs for it
     torch.backends.cudnn.benchmark = not strict
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False

@@ -167,10 +167,11 @@ def _simpson(spec: dict[str, Any], table: Table, level: float) -> Interval:
 def _granulated(spec: dict[str, Any], table: Table, level: float) -> Interval:
     seen = _variables(spec, table)
     axes, y = _axes(spec, seen), seen.values[spec["y"]]
-    each = [
-        _less(spec, lambda x, s=s: granulated(seen.values[x][:, s], y[:, s], seen.settings, axes))  # type: ignore[misc]
-        for s in range(seen.n)
-    ]
+
+    def of_seed(s: int) -> float:
+        return _less(spec, lambda x: granulated(seen.values[x][:, s], y[:, s], seen.settings, axes))
+
+    each = [of_seed(s) for s in range(seen.n)]
     coefficients = 2 if spec.get("minus") is not None else 1
     return _cut(spec, mean(np.array(each), level, coefficients * step(seen.settings, axes)))
 

@@ -185,7 +185,7 @@ def _final(canvas: Canvas) -> list[str]:
         axes.plot(values, [k] * len(values), arm.marker, color=arm.colour, ms=5, alpha=0.55, lw=0)
         axes.plot([float(np.median(values))] * 2, [k - 0.32, k + 0.32], color=arm.colour, lw=2.2)
     axes.set_yticks(range(len(rows)), [plain(label, most=26) for _, label, _ in reversed(rows)])
-    axes.figure.set_figheight(1.2 + 0.34 * max(len(rows), 3))  # type: ignore[union-attr]
+    axes.figure.set_figheight(1.2 + 0.34 * max(len(rows), 3))  # type: ignore[union-attr]  # it may be a subfigure, never here
     axes.set_xlabel(plain(f"{words(quantity)} at the end"))
     said = [f"{label.strip()}: {float(np.median(values)):.3g}." for _, label, values in rows]
     return said + _left_out(left_out)

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from flattrain.lab import catalog
-from flattrain.lab.arms import MOST, arm_cells, names, need_values
+from flattrain.lab.arms import arm_cells, names, need_values
 from flattrain.lab.cell import Cell, Tuning, digest, place
 from flattrain.lab.claims import Claim, read_claims, read_correction
 from flattrain.lab.device import DEVICES
 from flattrain.lab.figures_spec import FigureSpec, read_figures
 from flattrain.lab.scope import Scope
-from flattrain.lab.spec import EVALUATIONS, TRAIN, need, need_one_of, need_precision
+from flattrain.lab.spec import EVALUATIONS, MOST, TRAIN, need, need_one_of, need_precision
 from flattrain.lab.tune_spec import need_equal
 from flattrain.ranges import Refused
 

@@ -17,9 +17,9 @@ from typing import Any
 
 from flattrain.lab.cell import code_digest
 from flattrain.lab.recipe import Recipe
+from flattrain.lab.run_folder import PAGE, RECORD, REPORT, TABLE, VERDICTS
 from flattrain.ranges import Refused
 
-RECORD, TABLE = "run.json", "results.csv"
 NOT_THE_TRIAL = (
     "title", "question", "paper", "minutes", "figures", "presets", "preset", "jobs", "out", "store",
     "execute", "tracking", "dry_run", "data",
@@ -67,7 +67,7 @@ def known(path: Path) -> dict[str, Any]:
 
 def keep_earlier(folder: Path, key: str) -> None:
     """Move the table and the verdicts of the trial `key` aside, before another one takes their place."""
-    for name in (TABLE, "verdicts.json", "report.html", "report.md"):
+    for name in (TABLE, VERDICTS, REPORT, PAGE):
         if (folder / name).exists():
             aside = folder / "earlier" / key
             aside.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What a finished run says of itself: the record of what ran and the verdicts, read from its folder.
+"""What lies in a run's folder, and what a finished run says there of itself: its record and its verdicts.
 
 Nothing is judged again here, so a run of an older version reads as well as one of today.
 """
@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 from flattrain.ranges import Refused
 
-RECORD, VERDICTS = "run.json", "verdicts.json"
+RECORD, TABLE, VERDICTS = "run.json", "results.csv", "verdicts.json"
+REPORT, PAGE = "report.html", "report.md"
 
 
 class Judged(NamedTuple):

@@ -9,6 +9,7 @@ from flattrain.ranges import Refused, refusal, suggest
 
 EVALUATIONS = "gradient_evaluations"  # the quantity that every run has
 LENGTHS = ("steps", "epochs", EVALUATIONS)  # how long an arm trains, in one of three units
+MOST = 10_000  # seeds, milestones, grid points, cells or trials: beyond it is a slip of the keyboard
 TRAIN = {
     "optimizer": "str",
     "lr": "Positive",

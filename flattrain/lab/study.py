@@ -29,8 +29,9 @@ from flattrain.lab.old_recipes import recipe_of_run
 from flattrain.lab.page import write_page
 from flattrain.lab.progress import duration, progress_bar
 from flattrain.lab.recipe import Recipe
-from flattrain.lab.registration import RECORD, TABLE, keep_earlier, known, registered, said
+from flattrain.lab.registration import keep_earlier, known, registered, said
 from flattrain.lab.report import write_report
+from flattrain.lab.run_folder import PAGE, RECORD, REPORT, TABLE, VERDICTS
 from flattrain.lab.summary import print_summary
 from flattrain.lab.together import processes
 from flattrain.lab.tracking import tracker
@@ -38,8 +39,6 @@ from flattrain.lab.tuning import Plan, plan, trials_of, tuned
 from flattrain.lab.verdicts import Verdict, judge_all
 from flattrain.ranges import Refused
 from flattrain.training.atomic import write_atomically
-
-VERDICTS, REPORT, PAGE = "verdicts.json", "report.html", "report.md"
 
 
 def folder_of(recipe: Recipe) -> Path:
@@ -55,12 +54,10 @@ def store_of(recipe: Recipe) -> Store:
 
 
 def try_in_small(recipe: Recipe) -> Executor:
-    """Refuse here and now what could not run; the executor that is to run it."""
+    """Refuse here and now what an affordable recipe could not run; the executor that is to run it."""
     if recipe.raw["tracking"] not in ("none", "wandb"):
         raise Refused(f"tracking must be one of none, wandb, got {recipe.raw['tracking']!r}")
-    executor = executor_of(recipe)
-    recipe = affordable(recipe)
-    store = store_of(recipe)
+    executor, store = executor_of(recipe), store_of(recipe)
     preflight([*missing(trials_of(recipe), store), *missing(recipe, store)], recipe.raw["data"]["root"])
     return executor
 
@@ -87,8 +84,9 @@ def study(recipe: Recipe, command: str) -> int:
                 ),
             )
         _collect(folder, store, recipe, record)
-        verdicts = _judge(folder, recipe)
-        _print(recipe, verdicts, folder)
+        record = _read_record(folder)  # as a later report will find it
+        verdicts = _judge(folder, recipe, record)
+        _print(recipe, verdicts, folder, record)
         track.finish(verdicts, folder)
     return 0
 
@@ -108,8 +106,8 @@ def report_again(folder: Path) -> int:
     """Verdicts and report from the files of a run folder; torch is not imported."""
     record = _read_record(folder)
     recipe = recipe_of_run(folder, record)
-    verdicts = _judge(folder, recipe)
-    _print(recipe, verdicts, folder)
+    verdicts = _judge(folder, recipe, record)
+    _print(recipe, verdicts, folder, record)
     return 0
 
 
@@ -179,7 +177,7 @@ def _read_record(folder: Path) -> dict[str, Any]:
 
 
 def _collect(folder: Path, store: Store, recipe: Recipe, record: dict[str, Any]) -> None:
-    """The cells' rows as one table, in the order of the recipe."""
+    """Write the cells' rows as one table, in the order of the recipe, and complete the record."""
     rows: list[results.Row] = []
     definitions: dict[str, str] = {}
     backends: dict[str, str] = {}
@@ -202,7 +200,7 @@ def _collect(folder: Path, store: Store, recipe: Recipe, record: dict[str, Any])
     _write(folder / RECORD, json.dumps(done, indent=2))
 
 
-def _judge(folder: Path, recipe: Recipe) -> list[Verdict]:
+def _judge(folder: Path, recipe: Recipe, record: dict[str, Any]) -> list[Verdict]:
     table = results.read(folder / TABLE)
     verdicts = judge_all(recipe.claims, table, recipe.correction)
     content = {
@@ -211,15 +209,13 @@ def _judge(folder: Path, recipe: Recipe) -> list[Verdict]:
         "claims": {v.claim.id: v.as_json() for v in verdicts},
     }
     _write(folder / VERDICTS, json.dumps(content, indent=2))
-    record = _read_record(folder)
     write_report(folder / REPORT, recipe, record, table, verdicts)
     write_page(folder / PAGE, recipe, record, verdicts)
     return verdicts
 
 
-def _print(recipe: Recipe, verdicts: list[Verdict], folder: Path) -> None:
+def _print(recipe: Recipe, verdicts: list[Verdict], folder: Path, record: dict[str, Any]) -> None:
     """The summary, with what the reader of a verdict must not miss."""
-    record = _read_record(folder)
     lost, notes = record.get("diverged", []), []
     if lost:
         first = f"{lost[0]['cell']} seed {lost[0]['seed']}: {lost[0]['why']}"

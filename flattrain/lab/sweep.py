@@ -23,6 +23,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from flattrain.lab.budget import affordable
 from flattrain.lab.compose import composed
 from flattrain.lab.recipe import Recipe
 from flattrain.lab.study import folder_of, try_in_small
@@ -49,7 +50,7 @@ def sweep(words: list[str]) -> int:
     _need_folders_of_their_own(jobs, recipes)
     for job, recipe in zip(jobs, recipes, strict=True):
         try:
-            try_in_small(recipe)
+            try_in_small(affordable(recipe))
         except Refused as refused:
             raise Refused(f"{' '.join(job)}: {refused}") from None
     return max(_launched(jobs, launching))

@@ -23,12 +23,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from flattrain.lab.spec import MOST
 from flattrain.ranges import Refused, refusal, suggest
 
 KEYS = {"over": "", "by": "str", "seeds": "Count", "first_seed": "Steps", "budget": "Count | None"}
 BY = ("validation_error", "validation_loss")
 FIRST_SEED = 1_000_000
-MOST, MOST_TRIALS = 10_000, 500  # points of a grid, and trials
+MOST_TRIALS = 500
 FIXED = ("problem", "train.steps", "train.epochs", "train.gradient_evaluations", "train.milestones")
 
 Setting = dict[str, Any]  # dotted path -> value

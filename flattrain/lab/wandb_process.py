@@ -21,11 +21,12 @@ from statistics import fmean, median
 from typing import Any, NamedTuple
 
 from flattrain.lab.results import Row
+from flattrain.lab.run_folder import PAGE, RECORD, REPORT, TABLE, VERDICTS
 from flattrain.lab.tracking import say
 
 INIT_SECONDS = 30
 MOST_SEEDS = 256  # runs of single seeds; beyond, the study's own run has to do
-KEPT = ("report.html", "report.md", "results.csv", "verdicts.json", "run.json")
+KEPT = (REPORT, PAGE, TABLE, VERDICTS, RECORD)
 
 
 class Study(NamedTuple):
@@ -182,7 +183,7 @@ def _finish(run: Any, study: Study, verdicts: dict[str, dict[str, Any]], folder:
     logged: dict[str, Any] = {"verdicts": table}
     for figure in sorted((folder / "figures").glob("*.png")):
         logged[f"figures/{figure.stem}"] = wandb.Image(str(figure))
-    logged["report"] = wandb.Html(str(folder / "report.html"))
+    logged["report"] = wandb.Html(str(folder / REPORT))
     run.log(logged)
     artifact = wandb.Artifact(f"{study.trial}-report", type="report")
     for name in KEPT:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 from flattrain.lab import cli
 
 TINY = """
@@ -61,6 +64,12 @@ def write(folder, text=TINY, name="tiny"):
     path = folder / "recipes" / f"{name}.yaml"
     path.write_text(text)
     return path
+
+
+def apart(folder, *words):
+    """The recipe `tiny` of a folder, run there by a program of its own."""
+    command = [sys.executable, "-m", "flattrain", "recipe=tiny", *words]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
 
 
 def call(capsys, *words):

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 from flattrain.lab import results
-from recipes import TINY, call, write
+from recipes import TINY, apart, call, write
 
 
 def test_a_recipe_measures_the_average(tmp_path, monkeypatch, capsys):
     arm = "averaged: {model: {two_layer: {width: 12}}, train: {batch_size: 4, momentum: 0.5}, grid: {n: [12]}"
     arms = f"  {arm}, average: {{swa: {{start: 1}}}}, step_size: {{cdat: {{sigma: 1.0}}}}}}\n  batch:"
     write(tmp_path, TINY.replace("  batch:", arms))
-    done = subprocess.run(
-        [sys.executable, "-m", "flattrain", "recipe=tiny", "out=run"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
+    done = apart(tmp_path, "out=run")
     assert done.returncode == 0, done.stderr
     backends = json.loads((tmp_path / "run" / "run.json").read_text())["backends"]
     assert backends["averaged n=12"].endswith("weights averaged")

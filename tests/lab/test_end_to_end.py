@@ -14,7 +14,7 @@ from html.parser import HTMLParser
 import pytest
 
 from flattrain.lab import results
-from recipes import TINY, call, write
+from recipes import TINY, apart, call, write
 
 
 @pytest.fixture
@@ -28,12 +28,7 @@ def home(tmp_path, monkeypatch):
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
     write(folder)
-    done = subprocess.run(
-        [sys.executable, "-m", "flattrain", "recipe=tiny", "out=run"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-    )
+    done = apart(folder, "out=run")
     assert done.returncode == 0, done.stderr
     return folder, done
 
@@ -98,12 +93,7 @@ def test_report_again_gives_the_same_verdicts_without_torch(finished):
 def test_a_second_call_does_nothing_again(finished):
     folder, _ = finished
     cells = {p: p.stat().st_mtime_ns for p in (folder / "run" / "cells").iterdir()}
-    again = subprocess.run(
-        [sys.executable, "-m", "flattrain", "recipe=tiny", "out=run"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-    )
+    again = apart(folder, "out=run")
     assert again.returncode == 0
     assert cells == {p: p.stat().st_mtime_ns for p in (folder / "run" / "cells").iterdir()}
 
@@ -150,12 +140,7 @@ def test_two_runs_at_once_are_refused(finished, capsys, monkeypatch):
     folder, _ = finished
     monkeypatch.chdir(folder)
     with locked(folder / "run"):
-        done = subprocess.run(
-            [sys.executable, "-m", "flattrain", "recipe=tiny", "out=run"],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-        )
+        done = apart(folder, "out=run")
     assert done.returncode == 2 and "another process is running" in done.stderr
     assert done.stderr.count("\n") == 1
 
@@ -175,21 +160,14 @@ def test_damaged_tables_and_cells(finished, capsys, monkeypatch, tmp_path):
     cell = next((copy / "cells").glob("*.json"))
     cell.write_text(cell.read_text()[:50])
     monkeypatch.chdir(folder)
-    done = subprocess.run(
-        [sys.executable, "-m", "flattrain", "recipe=tiny", f"out={copy}"], cwd=folder, capture_output=True
-    )
+    done = apart(folder, f"out={copy}")
     assert done.returncode == 0 and table.read_text() == whole
 
 
 def test_a_run_that_diverges_is_void_and_the_others_go_on(tmp_path):
     text = TINY.replace("end: [two_layer_trace]", "end: [two_layer_trace, top_eigenvalue, feature_rank]")
     write(tmp_path, text)
-    done = subprocess.run(
-        [sys.executable, "-m", "flattrain", "recipe=tiny", "out=run", "arms.sam.train.lr=1000"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
+    done = apart(tmp_path, "out=run", "arms.sam.train.lr=1000")
     assert done.returncode == 0, done.stderr
     claims = json.loads((tmp_path / "run" / "verdicts.json").read_text())["claims"]
     assert claims["falls"]["verdict"] == "void" and "no finite train_loss" in claims["falls"]["reason"]

@@ -8,10 +8,10 @@ reads and gives it back afterwards. What autograd saves for a backward pass, and
 memory, so the forward pass, the backward pass and the passes through it are treated alike.
 
 In memory beside the shards: the whole weights of one operation, twice while they are copied, and the whole
-gradient of a layer until it is summed. A second derivative reaches a weight twice, by way of the backward pass and
-of the forward pass, and what comes first waits for the other: the pass through a backward pass holds the
-whole of one gradient. Sent: each parameter once for each operation that reads it, and once at the start.
-Nothing is gathered ahead of its use.
+gradient of a layer until it is summed. A second derivative reaches a weight twice, by way of the backward
+pass and of the forward pass, and what comes first waits for the other: the pass through a backward pass
+holds the whole of one gradient. Sent: each parameter once for each operation that reads it, and once at the
+start. Nothing is gathered ahead of its use.
 """
 
 from __future__ import annotations

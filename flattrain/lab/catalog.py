@@ -105,6 +105,11 @@ PENALTIES = {
     "participation_ratio": "measures.participation_ratio:participation_ratio",
     "local_dimensionality": "measures.participation_ratio:local_dimensionality",
     "neural_collapse": "measures.neural_collapse:neural_collapse",
+    "feature_noise": "measures.feature_noise:feature_noise",
+    "negative_entropy": "measures.confidence:negative_entropy",
+    "gini_confidence": "measures.confidence:gini_confidence",
+    "label_smoothing": "measures.label_smoothing:label_smoothing",
+    "weight_norm": "measures.norms:weight_norm",
 }
 MEASURES = {
     "train_loss": "measures.loss:loss",
@@ -122,7 +127,6 @@ MEASURES = {
     "hessian_frobenius": "measures.hessian_frobenius:hessian_frobenius",
     "gauss_newton_frobenius": "measures.gauss_newton:gauss_newton_frobenius",
     "feature_rank": "measures.feature_rank:feature_rank",
-    "weight_norm": "measures.norms:weight_norm",
     "path_norm": "measures.norms:path_norm",
     "product_nuclear_norm": "measures.deep_linear_trace:product_nuclear_norm",
     "mean_margin": "measures.margins:mean_margin",

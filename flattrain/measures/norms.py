@@ -7,11 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from flattrain.ranges import Refused, checked
 from flattrain.types import Estimate, Measure, Seen, Statistic
-
-
-def _weight_norm(seen: Seen, noise: Mapping[str, Tensor]) -> Statistic:
-    return {"norm2": torch.stack([p.square().sum() for p in seen.params.values()]).sum()}
 
 
 def _path_norm(seen: Seen, noise: Mapping[str, Tensor]) -> Statistic:
@@ -20,14 +17,20 @@ def _path_norm(seen: Seen, noise: Mapping[str, Tensor]) -> Statistic:
     return {"path": (rows * head.weight.abs().sum(0)).sum()}
 
 
-def weight_norm() -> Measure:
-    """‖θ‖² = Σ θ² over all trainable parameters."""
-    return Measure(
-        "weight_norm",
-        _weight_norm,
-        lambda s: Estimate(s["norm2"]),
-        "sum of squares of all trainable parameters",
-    )
+@checked
+def weight_norm(*, layer: str | None = None) -> Measure:
+    """‖θ‖² = Σ θ² over all trainable parameters, or those of `layer`; weight λ/2 is weight decay λ."""
+
+    def statistic(seen: Seen, noise: Mapping[str, Tensor]) -> Statistic:
+        mine = [p for k, p in seen.params.items() if layer is None or k.startswith(f"{layer}.")]
+        if not mine:
+            raise Refused(
+                f"weight_norm: no trainable parameter of a layer {layer!r}; there are {list(seen.params)}"
+            )
+        return {"norm2": torch.stack([p.square().sum() for p in mine]).sum()}
+
+    whose = "all trainable parameters" if layer is None else f"the trainable parameters of {layer!r}"
+    return Measure("weight_norm", statistic, lambda s: Estimate(s["norm2"]), f"sum of squares of {whose}")
 
 
 def path_norm() -> Measure:

@@ -1,0 +1,46 @@
+"""How confident a softmax classifier is, whether it is right or not, p = softmax(z).
+
+negative_entropy   mean Σ_k p_k log p_k, in [−log K, 0]. Penalised it is the confidence penalty L − β H(p)
+                   (Pereyra et al. 2017, arXiv 1701.06548)
+gini_confidence    mean Σ_k p_k², in [1/K, 1]: 1 less the Gini impurity
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from flattrain.core.labels import logits_and_classes
+from flattrain.types import Estimate, Measure, Seen, Statistic
+
+
+def _entropy(seen: Seen, noise: Mapping[str, Tensor]) -> Statistic:
+    z, _ = logits_and_classes(seen, "negative_entropy")
+    log_p = z.log_softmax(-1)
+    return {"sum": (log_p.exp() * log_p).sum(-1).mean()}
+
+
+def _squares(seen: Seen, noise: Mapping[str, Tensor]) -> Statistic:
+    z, _ = logits_and_classes(seen, "gini_confidence")
+    return {"sum": z.softmax(-1).square().sum(-1).mean()}
+
+
+def negative_entropy() -> Measure:
+    """mean Σ_k p_k log p_k over examples."""
+    return Measure(
+        "negative_entropy",
+        _entropy,
+        lambda s: Estimate(s["sum"]),
+        "mean of the negative entropy of the predicted distribution, natural logarithm",
+    )
+
+
+def gini_confidence() -> Measure:
+    """mean Σ_k p_k² over examples."""
+    return Measure(
+        "gini_confidence",
+        _squares,
+        lambda s: Estimate(s["sum"]),
+        "mean sum of squares of the predicted probabilities",
+    )

@@ -60,6 +60,8 @@ def _argmax_error(outputs: Tensor, target: Tensor) -> Tensor:
 
 
 def _sign_error(outputs: Tensor, target: Tensor) -> Tensor:
+    if outputs.ndim == 2 and outputs.shape[1] > 1:
+        return _argmax_error(outputs, target)
     # An output of exactly 0 counts as an error (Wen et al. 2023, Prop. 4.1).
     return (outputs * target.reshape(outputs.shape) <= 0).to(outputs.dtype).mean()
 

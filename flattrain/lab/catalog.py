@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,7 +31,11 @@ MODELS = {
     "cnn": "problems.networks:cnn",
     "deep_linear": "problems.matrix_sensing:deep_linear",
 }
-LOSSES = ("cross_entropy", "squared_error", "mean_squared_error")
+LOSSES = {
+    "cross_entropy": "problems.losses:cross_entropy",
+    "squared_error": "problems.losses:squared_error",
+    "mean_squared_error": "problems.losses:mean_squared_error",
+}
 OPTIMIZERS = {
     "sgd": "training.optimizers:sgd",
     "adam": "training.optimizers:adam",
@@ -126,6 +131,8 @@ MEASURES = {
     "representativeness": "measures.representativeness:representativeness",
     "hessian_frobenius": "measures.hessian_frobenius:hessian_frobenius",
     "gauss_newton_frobenius": "measures.gauss_newton:gauss_newton_frobenius",
+    "output_curvature": "measures.output_curvature:output_curvature",
+    "lipschitz_slack": "measures.lipschitz_slack:lipschitz_slack",
     "feature_rank": "measures.feature_rank:feature_rank",
     "path_norm": "measures.norms:path_norm",
     "product_nuclear_norm": "measures.deep_linear_trace:product_nuclear_norm",
@@ -139,6 +146,9 @@ MEASURES = {
     "test_tempered_loss": "measures.calibration:tempered_loss",
     **PENALTIES,
 }
+
+
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
 class Parameter(NamedTuple):
@@ -198,6 +208,22 @@ def choose(registry: dict[str, str], spec: Any, where: str) -> Choice:
         if parameter.required and parameter.name not in arguments:
             raise Refused(f"{where}.{name}: {parameter.name} is missing")
     return Choice(name, registry[name], arguments)
+
+
+def measured(entry: Any, where: str) -> tuple[str, Choice]:
+    """A quantity and the measure that gives it: `MEASURE`, `{MEASURE: {…}}`, or under a name of one's own
+
+    `{NAME: {MEASURE: {…}}}`. A name that begins with test_ or validation_ is taken on those examples.
+    """
+    if isinstance(entry, dict) and len(entry) == 1:
+        ((name, inner),) = entry.items()
+        own = name not in MEASURES and isinstance(inner, dict) and len(inner) == 1
+        if own and next(iter(inner)) in MEASURES:
+            if not isinstance(name, str) or not _NAME.fullmatch(name):
+                raise Refused(f"{where}: a name has lower-case letters, digits and _ only, got {name!r}")
+            return name, choose(MEASURES, inner, f"{where}.{name}")
+    choice = choose(MEASURES, entry, where)
+    return choice.name, choice
 
 
 def build(choice: Choice, **context: Any) -> Any:

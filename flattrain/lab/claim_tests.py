@@ -26,6 +26,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "granulated_kendall": ("x", "y", "minus", "axes", *RUNS),
     "conditional_information": ("x", "y", "axes", *RUNS),
     "sign_error": ("x", "y", "axes", "environments", "examples", *RUNS),
+    "comovement": ("x", "y", "arm", "at", "among"),
     "slope": ("x", "y", "log", *RUNS),
     "effect": ("quantity", "rows", "columns", "cells", "of", "arm", "at", "when"),
     "coverage": ("quantity", "reference", "z", *RUNS),
@@ -47,7 +48,8 @@ def check_test(kind: str, settings: Any, where: str, scope: Scope) -> None:
         scope.need_quantity(settings.get("quantity"), f"{where}.quantity")
     for key in ("x", "y"):
         if key in keys:
-            scope.need_variable(settings.get(key), f"{where}.{key}")
+            need = scope.need_quantity if kind == "comovement" else scope.need_variable
+            need(settings.get(key), f"{where}.{key}")
     if settings.get("minus") is not None:
         scope.need_variable(settings["minus"], f"{where}.minus")
     for key in ("arm", "versus"):
@@ -77,7 +79,8 @@ def check_when(settings: dict[str, Any], where: str, scope: Scope) -> None:
     if settings.get("when") is None:
         return
     quantity = matching.check_when(settings["when"], f"{where}.when", rivals="versus" in settings)
-    scope.need_quantity(quantity, f"{where}.when.quantity")
+    if quantity:
+        scope.need_quantity(quantity, f"{where}.when.quantity")
 
 
 def check_condition(spec: Any, where: str, scope: Scope, arm: bool = True) -> None:

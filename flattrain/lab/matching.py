@@ -4,6 +4,8 @@
     when: {quantity: train_loss, equals: 0.1}              where it first falls to 0.1, between milestones
     when: {quantity: train_loss, equals: lowest_common}    the same at the lowest level that both arms reach
     when: {gradient_evaluations: 5000}                     equals: 5000 of that quantity
+    when: {last: 0.25}                                     the median over the last quarter of the steps
+    when: {last: 1, take: smallest}                        the smallest value, or largest, over all of them
 
 Milestones are sparse: at the first one below a level an arm whose loss falls fast stands far below it, one
 whose loss falls slowly just below. `equals` takes both to the level. With g the matched quantity, q the
@@ -21,8 +23,9 @@ The lowest common level is found seed by seed: the larger of the arms' smallest 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
+from statistics import median
 from typing import Any
 
 from flattrain.lab.region import REGIONS
@@ -32,18 +35,22 @@ from flattrain.ranges import Refused, refusal, suggest
 
 LOWEST = "lowest_common"
 KEYS = ("quantity", "at_most", "equals", "divided_by")
+TAKES: dict[str, Callable[[list[float]], float]] = {"median": median, "smallest": min, "largest": max}
 
 Run = tuple[str, tuple[tuple[str, str], ...]]  # arm and point
 Series = Mapping[int, list[Row]]  # seed -> rows by step
 
 
 def check_when(when: Any, where: str, rivals: bool) -> str:
-    """The quantity that `when` matches on; refused where it is not one of the forms above.
+    """The quantity that `when` matches on, "" if none; refused where it is not one of the forms above.
 
     rivals : whether the test has another arm, without which there is no common level.
     """
     if not isinstance(when, dict):
         raise Refused(f"{where}: must be a table, got {when!r}")
+    if "last" in when:
+        _check_last(when, where)
+        return ""
     if EVALUATIONS in when:
         problem = refusal("Positive", when[EVALUATIONS])
         if problem or len(when) > 1:
@@ -52,7 +59,7 @@ def check_when(when: Any, where: str, rivals: bool) -> str:
     others = [key for key in when if key in REGIONS and key != "at_most"]
     for key in when:
         if key not in (*KEYS, *REGIONS):
-            raise Refused(f"{where}: unknown key {key!r}{suggest(str(key), (*KEYS, EVALUATIONS))}")
+            raise Refused(f"{where}: unknown key {key!r}{suggest(str(key), (*KEYS, EVALUATIONS, 'last'))}")
     if others or ("at_most" in when) == ("equals" in when):
         raise Refused(
             f"{where}: give at_most, for the first milestone at or below it, or equals, for the place "
@@ -69,8 +76,21 @@ def check_when(when: Any, where: str, rivals: bool) -> str:
     return str(when.get("quantity", ""))
 
 
+def _check_last(when: dict[str, Any], where: str) -> None:
+    for key in when:
+        if key not in ("last", "take"):
+            raise Refused(f"{where}: unknown key {key!r} beside last{suggest(str(key), ('take',))}")
+    problem = refusal("Fraction", when["last"])
+    if problem or not when["last"]:
+        raise Refused(f"{where}.last {problem or 'must be above 0'}")
+    if when.get("take", "median") not in TAKES:
+        raise Refused(f"{where}.take: must be one of {', '.join(TAKES)}, got {when['take']!r}")
+
+
 def when_text(when: Mapping[str, Any]) -> str:
     """In words: "train_loss = 0.1"."""
+    if "last" in when:
+        return f"{when.get('take', 'median')} over the last {100 * when['last']:.4g} % of the steps"
     if EVALUATIONS in when:
         return f"{EVALUATIONS} = {when[EVALUATIONS]:.10g}"
     level = when.get("at_most", when.get("equals"))
@@ -83,6 +103,9 @@ def matched(
     table: Table, quantity: str, run: Run, when: Mapping[str, Any], rivals: Sequence[Run] = ()
 ) -> dict[int, float]:
     """seed -> the quantity where `when` holds; nan for a seed that never gets there."""
+    if "last" in when:
+        taken = TAKES[when.get("take", "median")]
+        return {s: _of_last(rows, when["last"], taken) for s, rows in table.series(quantity, *run).items()}
     by = EVALUATIONS if EVALUATIONS in when else when["quantity"]
     gates, rows = table.series(by, *run), table.series(quantity, *run)
     scale = when.get("divided_by", 1.0)
@@ -95,6 +118,11 @@ def matched(
         levels = lowest_common([gates, *(table.series(by, *rival) for rival in rivals)])
     straight = by == EVALUATIONS
     return {s: _between(gates.get(s, []), rows[s], levels.get(s, math.nan), straight) for s in rows}
+
+
+def _of_last(rows: list[Row], last: float, taken: Callable[[list[float]], float]) -> float:
+    values = [r.value for r in rows if r.step >= (1 - last) * rows[-1].step]
+    return taken(values) if all(map(math.isfinite, values)) else math.nan
 
 
 def lowest_common(gates: Sequence[Series]) -> dict[int, float]:

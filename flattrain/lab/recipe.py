@@ -9,6 +9,7 @@ from flattrain.lab import catalog
 from flattrain.lab.arms import arm_cells, names, need_values
 from flattrain.lab.cell import Cell, Tuning, digest, place
 from flattrain.lab.claims import Claim, read_claims, read_correction
+from flattrain.lab.derived import Derived, read_derived
 from flattrain.lab.device import DEVICES
 from flattrain.lab.figures_spec import FigureSpec, read_figures
 from flattrain.lab.scope import Scope
@@ -33,13 +34,15 @@ class Recipe:
     figures: tuple[FigureSpec, ...]
     raw: dict[str, Any]
     tunings: tuple[Tuning, ...] = ()
+    derived: tuple[Derived, ...] = ()
 
     @property
     def key(self) -> str:
         """The trial's identity: cells, candidates, claims and the code that measures them."""
         tuned = {t.of: t.key for t in self.tunings}
         keys = [tuned.get(place(c), c.key) for c in self.cells]
-        return digest([self.name, keys, self.raw["claims"], self.correction])
+        stated = [self.raw["claims"], self.correction]
+        return digest([self.name, keys, *stated, *([self.raw["derived"]] if self.derived else [])])
 
 
 def read(name: str, raw: dict[str, Any]) -> Recipe:
@@ -73,7 +76,9 @@ def read(name: str, raw: dict[str, Any]) -> Recipe:
     stated = [str(a) for a, changes in raw["arms"].items() if "budget" in ((changes or {}).get("tune") or {})]
     need_equal({t.of[0]: t.spec.runs for t in tunings}, stated)
     points = {axis: {c.point[axis] for c in cells if axis in c.point} for axis in axes}
-    quantities = (*names(measures["along"]), *names(measures["end"]), EVALUATIONS)
+    measured = (*names(measures["along"]), *names(measures["end"]), EVALUATIONS)
+    derived = read_derived(raw.get("derived"), measured)
+    quantities = (*measured, *(d.name for d in derived))
     scope = Scope(tuple(map(str, raw["arms"])), points, quantities)
     return Recipe(
         name,
@@ -88,6 +93,7 @@ def read(name: str, raw: dict[str, Any]) -> Recipe:
         read_figures(raw["figures"], scope),
         raw,
         tuple(tunings),
+        derived,
     )
 
 
@@ -111,8 +117,11 @@ def _measures(spec: Any) -> dict[str, list[Any]]:
         if not isinstance(entries, list):
             raise Refused(f"measures.{part} must be a list, got {entries!r}")
         for k, entry in enumerate(entries):
-            name = catalog.choose(catalog.MEASURES, entry, f"measures.{part}[{k}]").name
+            name, _ = catalog.measured(entry, f"measures.{part}[{k}]")
             if name in seen:
-                raise Refused(f"measures.{part}[{k}]: {name} is measured twice")
+                raise Refused(
+                    f"measures.{part}[{k}]: {name} is measured twice; give one of them a name of its own, "
+                    f"{{NAME: {{{name}: {{…}}}}}}"
+                )
             seen.add(name)
     return lists

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from flattrain.ranges import Refused, refusal, suggest
@@ -64,6 +65,6 @@ def region(spec: Any, where: str) -> Region:
     return Region(kind, bound)
 
 
-def condition(spec: dict[str, Any]) -> Region:
+def condition(spec: Mapping[str, Any]) -> Region:
     """The region among the keys of a condition or of a share."""
     return Region(*next((k, spec[k]) for k in REGIONS if k in spec))

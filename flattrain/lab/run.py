@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from flattrain.core import losses, trees
+from flattrain.core import trees
 from flattrain.core.ghost_sam import functional_too
 from flattrain.core.layers import normalisation_parameters
 from flattrain.core.probes import stream
@@ -51,7 +51,7 @@ class Experiment:
         here = [_as(dtype, dataset(seed)) for seed in self.seeds]
         self.model: Model = _build(catalog.MODELS, spec["model"])
         self.module = self.model.build(here[0]).to(dtype)
-        self.criterion: Loss = getattr(losses, spec["loss"])
+        self.criterion: Loss = _build(catalog.LOSSES, spec["loss"])
         _need_targets(spec, torch.is_floating_point(here[0].train_y))
         starts = [
             self.model.start(self.module, split, stream(seed, "start"))
@@ -124,9 +124,9 @@ class Experiment:
         return dict(map(self._measure, entries))
 
     def _measure(self, entry: Any) -> tuple[str, Measure | Spectral | Contrast]:
-        choice = catalog.choose(catalog.MEASURES, entry, "measures")
+        name, choice = catalog.measured(entry, "measures")
         clamp = self.module.clamp if isinstance(self.module, LayerNormed) else None
-        return choice.name, catalog.build(choice, probes=PROBES, clamp=clamp)
+        return name, catalog.build(choice, probes=PROBES, clamp=clamp)
 
     def measure(self, state: State) -> loop.Rows:
         """One row per seed and quantity, at the averaged weights where they are averaged.
@@ -214,9 +214,10 @@ def _need_no_rows(spec: dict[str, Any], ranks: Ranks) -> None:
 
 
 def _need_targets(spec: dict[str, Any], real: bool) -> None:
-    if (spec["loss"] == "cross_entropy") == real:
+    (loss,) = spec["loss"]
+    if (loss == "cross_entropy") == real:
         needs, gives = ("class labels", "real targets") if real else ("real targets", "class labels")
-        raise Refused(f"problem.loss: {spec['loss']} needs {needs}, the data set gives {gives}")
+        raise Refused(f"problem.loss: {loss} needs {needs}, the data set gives {gives}")
 
 
 def _as(dtype: torch.dtype, split: Split) -> Split:
@@ -235,7 +236,7 @@ def _fused_settings(spec: dict[str, Any]) -> fused.Settings | None:
         and spec["backend"] == "auto"
         and spec.get("device", "cpu") == "cpu"
         and spec["train"]["batch_size"] == 1
-        and spec["loss"] == "squared_error"
+        and "squared_error" in spec["loss"]
         and not spec["penalties"]
         and not spec["step_size"]
         and not spec["average"]

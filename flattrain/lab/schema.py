@@ -11,7 +11,7 @@ from typing import Any
 
 OPEN = (
     "problem", "model", "rule", "penalties", "step_size", "average", "tune", "arms", "grid", "measures",
-    "claims", "figures", "execute",
+    "derived", "claims", "figures", "execute",
 )  # fmt: skip
 
 
@@ -56,6 +56,7 @@ class RecipeSchema:
     arms: dict[str, Any] = field(default_factory=dict)
     grid: dict[str, Any] = field(default_factory=dict)
     measures: dict[str, Any] = field(default_factory=dict)
+    derived: dict[str, Any] = field(default_factory=dict)
     claims: dict[str, Any] = field(default_factory=dict)
     correction: str = "none"
     figures: list[Any] = field(default_factory=list)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flattrain.lab.matching import matched, when_text
+from flattrain.lab.region import condition
 from flattrain.lab.results import Table
 from flattrain.lab.scope import ARM
 from flattrain.lab.statistics.interval import Values
@@ -71,7 +72,8 @@ def by_seed(
         raise NoRows(f"no {quantity} for arm {arm}")
     bad = [str(seed) for seed, value in sorted(found.items()) if not math.isfinite(value)]
     if bad and when is not None:
-        raise Void(f"seeds {', '.join(bad)} of arm {arm} never reach {when_text(when)}")
+        said = "have no finite" if "last" in when else "never reach"
+        raise Void(f"seeds {', '.join(bad)} of arm {arm} {said} {when_text(when)}")
     if bad:
         raise Void(f"seeds {', '.join(bad)} of arm {arm} have no finite {quantity}")
     return found
@@ -120,6 +122,26 @@ def runs(table: Table, spec: Mapping[str, Any], variables: Sequence[str]) -> Run
                 columns[variable].append(np.full(len(seeds), _number(dict(point), variable, arm)))
     settings = tuple({ARM: arm, **dict(point)} for arm, point in chosen)
     return Runs(settings, {v: np.stack(c) for v, c in columns.items()}, len(seeds))
+
+
+def along(
+    table: Table, quantities: Sequence[str], run: tuple[str, Point], among: Mapping[str, Any] | None
+) -> dict[int, Values]:
+    """seed -> the quantities (M, k) at the M milestones of a run that have them all and meet `among`."""
+    series = [table.series(q, *run) for q in quantities]
+    for quantity, found in zip(quantities, series, strict=True):
+        if not found:
+            raise NoRows(f"no {quantity} for arm {run[0]}")
+    gate = table.series(among["quantity"], *run) if among is not None else {}
+    out = {}
+    for seed in sorted(series[0]):
+        columns = [{r.step: r.value for r in s.get(seed, []) if math.isfinite(r.value)} for s in series]
+        steps = set.intersection(*map(set, columns))
+        if among is not None:
+            scale, wanted = among.get("divided_by", 1.0), condition(among)
+            steps &= {r.step for r in gate.get(seed, []) if wanted.holds(r.value / scale)}
+        out[seed] = np.array([[c[step] for c in columns] for step in sorted(steps)]).reshape(-1, len(columns))
+    return out
 
 
 def _number(point: Mapping[str, str], axis: str, arm: str) -> float:

@@ -54,12 +54,12 @@ def cell_spec(settings: dict[str, Any], arm: str) -> dict[str, Any]:
         if key not in ("dataset", "loss"):
             raise Refused(f"problem: unknown key {key!r}{suggest(key, ('dataset', 'loss'))}")
     dataset = catalog.choose(catalog.DATASETS, problem.get("dataset"), "problem.dataset")
-    need_one_of("problem.loss", problem.get("loss"), catalog.LOSSES)
+    loss = catalog.choose(catalog.LOSSES, problem.get("loss"), "problem.loss")
     need_precision(f"arms.{arm}.precision", settings["precision"])
     where = f"arms.{arm}"
     return {
         "dataset": _plain(dataset),
-        "loss": problem["loss"],
+        "loss": _plain(loss),
         "model": _plain(catalog.choose(catalog.MODELS, settings["model"], f"{where}.model")),
         "rule": _rules(settings["rule"], f"{where}.rule"),
         "penalties": _penalties(settings["penalties"] or {}, where),

@@ -13,6 +13,7 @@ from flattrain import __version__
 from flattrain.lab import results
 from flattrain.lab.budget import affordable
 from flattrain.lab.cells import Store, library_versions, rows_of
+from flattrain.lab.derived import with_derived
 from flattrain.lab.device import named
 from flattrain.lab.execute import (
     estimate_seconds,
@@ -185,11 +186,12 @@ def _collect(folder: Path, store: Store, recipe: Recipe, record: dict[str, Any])
     diverged: list[dict[str, Any]] = []
     for cell in recipe.cells:
         for result in results_of(cell, store):
-            rows += rows_of(cell, result)
+            rows += with_derived(rows_of(cell, result), recipe.derived)
             definitions |= result["definitions"]
             backends[cell.label] = result["backend"]
             diverged += [{"cell": cell.label, **entry} for entry in result["diverged"]]
             seconds += result["seconds"]
+    definitions |= {d.name: d.definition for d in recipe.derived}
     _write(folder / TABLE, results.write(rows, recipe.axes))
     done = record | {
         "definitions": definitions,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from flattrain.core.probes import stream
 from flattrain.problems.split import DataSet, Split
@@ -14,8 +17,14 @@ RESERVED = 797  # for testing, where there is a validation split
 
 
 @checked
-def digits(*, train: Count = 1000, test: Count = 797, validation: Steps = 0) -> DataSet:
-    """A random split per seed; pixels scaled to [0, 1].
+def digits(
+    *,
+    train: Count = 1000,
+    test: Count = 797,
+    validation: Steps = 0,
+    targets: Literal["classes", "one_hot"] = "classes",
+) -> DataSet:
+    """A random split per seed; pixels scaled to [0, 1]. `one_hot` targets, 0 and 1, are for squared errors.
 
     With validation > 0, 797 images are reserved for testing, the same for every seed, and training and
     validation examples are drawn, disjoint, from the other 1,000: nothing that is chosen with one seed has
@@ -33,6 +42,8 @@ def digits(*, train: Count = 1000, test: Count = 797, validation: Steps = 0) -> 
     data = load_digits()
     x = torch.tensor(data.data / 16, dtype=torch.float32)
     y = torch.tensor(data.target, dtype=torch.int64)
+    if targets == "one_hot":
+        y = F.one_hot(y, 10).to(x.dtype)
 
     if validation:
         return _reserved(x, y, train, test, validation)

@@ -16,6 +16,7 @@ flattrain: does flatness lead to generalization? Recipes run the trial and give 
   python -m flattrain recipe=NAME KEY=VALUE ...      change it: seeds=20 train.lr=0.02 preset=full
   python -m flattrain -m recipe=A,B KEY=V,W ...      one run for each combination of values
   python -m flattrain report RUN_DIR                 verdicts and report again, from the table alone
+  python -m flattrain page RUN_DIR FOLDER            its page for documentation, with figures and table
   python -m flattrain compare RUN_DIR RUN_DIR ...    runs side by side; out=FILE.html (.md, .json) keeps it
 
   recipe=NAME   a path to a .yaml, or a name from ./recipes or the package
@@ -28,7 +29,7 @@ flattrain: does flatness lead to generalization? Recipes run the trial and give 
 
 Start with:  python -m flattrain recipe=quickstart
 """
-VERBS = ("list", "report", "compare", "help")
+VERBS = ("list", "report", "page", "compare", "help")
 
 
 def run(words: list[str]) -> int:
@@ -77,6 +78,10 @@ def _run(words: list[str]) -> int:
         from flattrain.lab.sweep import sweep
 
         return sweep(words[1:])
+    if words[0] == "page":
+        from flattrain.lab.page import page_command
+
+        return page_command(words[1:])
     if words[0] == "compare":
         from flattrain.lab.compare_page import compare_command
 

@@ -1,41 +1,160 @@
-"""The verdicts as a Markdown page, for documentation: report.md beside report.html."""
+"""A run as a Markdown page that reads like a short paper: report.md beside report.html, or in documentation.
+
+The question, the method in some lines, the verdicts with their intervals, the figures, what would change the
+verdicts, and the command. Everything is taken from the recipe and the table: nothing is written by hand.
+"""
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from flattrain.lab import tuning_table
+from flattrain.lab.provenance import registrations
 from flattrain.lab.recipe import Recipe
 from flattrain.lab.registration import said
-from flattrain.lab.summary import interval_text, number
+from flattrain.lab.run_folder import PAGE, TABLE, read_run
+from flattrain.lab.summary import count_by_verdict, interval_text, number
 from flattrain.lab.verdicts import Verdict
+from flattrain.ranges import Refused
+from flattrain.training.atomic import write_atomically
+
+FIGURES = "figures"
+LARGEST = 300_000  # bytes of a table that is kept beside its page
+SHOWN = 14  # arms of a recipe that are described one by one
 
 
-def write_page(path: Path, recipe: Recipe, record: dict[str, Any], verdicts: list[Verdict]) -> None:
-    """Question, verdict table, and the command that reproduces it."""
+def write_page(
+    path: Path, recipe: Recipe, record: dict[str, Any], verdicts: list[Verdict], figures: dict[str, str]
+) -> None:
+    """Write the page; `figures` are the names of the files in `figures/`, with what each shows."""
+    counts = ", ".join(f"{count} {name}" for name, count in count_by_verdict(verdicts).items())
+    seen = [f"![{_plain(title)}]({FIGURES}/{name})" for name, title in figures.items()]
     lines = [
         f"# {recipe.title}",
         "",
         recipe.question,
         "",
-        f"{recipe.paper}. {recipe.seeds} seeds.",
+        f"*{recipe.paper}.* {recipe.seeds} seeds. {counts.capitalize()}.",
+        "",
+        "## Method",
+        "",
+        *(f"- {line}" for line in _method(recipe)),
+        "",
+        "## Verdicts",
         "",
         "| claim | verdict | estimate | interval | predicted | refuted if |",
         "|---|---|---|---|---|---|",
+        *map(_row, verdicts),
+        *tuning_table.as_markdown(record),
+        *(["", "## Figures", "", *"\n\n".join(seen).split("\n")] if seen else []),
+        *_changes(verdicts),
+        "",
+        "## Run it",
+        "",
+        f"```\n{record['command']}\n```",
+        "",
+        _origin(record),
     ]
-    for v in verdicts:
-        estimate = "" if v.interval is None else number(v.interval.estimate)
-        refuted = v.claim.refuted_if or f"not {v.claim.predicts}"
-        cells = (
-            f"**{v.claim.id}** {v.claim.says} *{v.claim.source}*",
-            f"{v.verdict}{': ' + v.reason if v.reason else ''}",
-            estimate,
-            f"{interval_text(v)}, {100 * v.as_json()['level']:g} %" if v.interval else "",
-            v.claim.predicts,
-            refuted,
-        )
-        lines.append("| " + " | ".join(str(c).replace("|", "\\|") for c in cells) + " |")
-    lines += tuning_table.as_markdown(record)
-    lines += ["", f"```\n{record['command']}\n```", "", f"Trial {record['key']}. {said(record)}".rstrip()]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def page_command(words: list[str]) -> int:
+    """`page RUN_DIR FOLDER`: the page of a finished run, with its figures and, when small, its table."""
+    if len(words) != 2:
+        raise Refused(
+            "page takes a run folder and a folder for its page: python -m flattrain page RUN_DIR docs"
+        )
+    run, folder = map(Path, words)
+    name = str(read_run(run).record["name"])
+    if not (run / PAGE).is_file():
+        raise Refused(f"{run}: no {PAGE} there; run the recipe, or: python -m flattrain report {run}")
+    beside = folder / name
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    for figure in sorted((run / FIGURES).glob("*.png")):
+        shutil.copyfile(figure, beside / figure.name)
+    text = (run / PAGE).read_text(encoding="utf-8").replace(f"]({FIGURES}/", f"]({name}/")
+    if (run / TABLE).stat().st_size <= LARGEST:
+        shutil.copyfile(run / TABLE, beside / TABLE)
+        text += f"\n[Every number]({name}/{TABLE}).\n"
+    write_atomically(folder / f"{name}.md", text.encode())
+    print(folder / f"{name}.md")
+    return 0
+
+
+def _row(v: Verdict) -> str:
+    cells = (
+        f"**{v.claim.id}** {v.claim.says} *{v.claim.source}*",
+        v.verdict,
+        "" if v.interval is None else number(v.interval.estimate),
+        f"{interval_text(v)}, {100 * v.as_json()['level']:g} %" if v.interval else "",
+        v.claim.predicts,
+        v.claim.refuted_if or f"not {v.claim.predicts}",
+    )
+    return "| " + " | ".join(_plain(str(c)) for c in cells) + " |"
+
+
+def _changes(verdicts: list[Verdict]) -> Iterable[str]:
+    """What would settle what is open, and where the firm ones would turn."""
+    yield from ("", "## What would change the verdicts", "")
+    for v in verdicts:
+        if v.reason:
+            yield f"- **{v.claim.id}** is {v.verdict}: {_plain(v.reason)}."
+    firm = sum(not v.reason for v in verdicts)
+    if firm:
+        yield (
+            f"- The other {firm} stand as long as their intervals keep clear of the opposite region: more "
+            "seeds narrow an interval, another setting may move it."
+        )
+
+
+def _method(recipe: Recipe) -> Iterable[str]:
+    raw = recipe.raw
+    yield f"Data: {_words(raw['problem'].get('dataset'))}. Loss: {_words(raw['problem'].get('loss'))}."
+    if raw.get("model"):
+        yield f"Model: {_words(raw['model'])}."
+    train = {k: v for k, v in raw["train"].items() if v is not None and k not in ("milestones", "spacing")}
+    yield f"Training: {_words(train)}. Measured at {raw['train']['milestones']} milestones."
+    yield (
+        f"Seeds: {raw['first_seed']} to {raw['first_seed'] + recipe.seeds - 1}. A seed sets data, start and "
+        "order, and is the unit of every interval."
+    )
+    for axis, entry in raw["grid"].items():
+        yield f"Grid: {axis} ({entry['key']}) over {', '.join(map(str, entry['values']))}."
+    arms = dict(raw["arms"])
+    for arm, changes in list(arms.items())[:SHOWN]:
+        yield f"Arm `{arm}`: {_words(changes) if changes else 'as above'}."
+    if len(arms) > SHOWN:
+        yield f"{len(arms) - SHOWN} more arms: {', '.join(f'`{a}`' for a in list(arms)[SHOWN:])}."
+    for spec in recipe.derived:
+        yield f"`{spec.name}`: {spec.definition}."
+
+
+def _words(value: Any) -> str:
+    """A table of settings in a line."""
+    if isinstance(value, dict):
+        return ", ".join(k if v == {} else f"{k} {_inner(v)}" for k, v in value.items())
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_words, value)) + "]"
+    return _plain(str(value))
+
+
+def _inner(value: Any) -> str:
+    return f"({_words(value)})" if isinstance(value, dict) else _words(value)
+
+
+def _origin(record: dict[str, Any]) -> str:
+    found = registrations(record)
+    when = f" First registered {found[0].get('time', '')}." if found else ""
+    versions = ", ".join(f"{k} {v}" for k, v in sorted(record.get("versions", {}).items()))
+    return (
+        f"Trial {record['key']}, commit {str(record.get('commit') or 'unknown')[:12]}.{when} "
+        f"{record.get('core_seconds', 'unknown')} core-seconds. {versions}. {said(record)}".rstrip()
+    )
+
+
+def _plain(text: str) -> str:
+    return text.replace("|", "\\|")

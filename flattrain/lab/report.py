@@ -29,17 +29,18 @@ RULES = (
 
 def write_report(
     path: Path, recipe: Recipe, record: dict[str, Any], table_: Table, verdicts: list[Verdict]
-) -> None:
-    """Write report.html, and each figure as a PNG beside it."""
+) -> dict[str, str]:
+    """Write report.html, and each figure as a PNG in `figures/`; their files' names with their titles."""
     drawn = [figures.draw(spec, recipe, table_) for spec in chosen_figures(recipe)]
     claims = forest(verdicts)
     folder = path.parent / "figures"
     folder.mkdir(exist_ok=True)
-    names: list[str] = []
+    saved: dict[str, str] = {}
     for one in [*drawn, *([claims] if claims else [])]:
-        again = sum(name == slug(one.title) for name in names)
-        names.append(slug(one.title))
-        save_png(one.figure, folder / f"{names[-1]}{f'-{again + 1}' if again else ''}.png")
+        again = sum(title == one.title for title in saved.values())
+        name = f"{slug(one.title)}{f'-{again + 1}' if again else ''}.png"
+        save_png(one.figure, folder / name)
+        saved[name] = one.title
     shown = [_figure(one, f"f{k}") for k, one in enumerate(drawn)]
     when = record.get("started", "")
     body = [
@@ -62,6 +63,7 @@ def write_report(
     beside = path.with_name(path.name + ".tmp")
     beside.write_text(document(recipe.title, body), encoding="utf-8", errors="replace")
     beside.replace(path)
+    return saved
 
 
 def chosen_figures(recipe: Recipe) -> tuple[FigureSpec, ...]:

@@ -211,8 +211,8 @@ def _judge(folder: Path, recipe: Recipe, record: dict[str, Any]) -> list[Verdict
         "claims": {v.claim.id: v.as_json() for v in verdicts},
     }
     _write(folder / VERDICTS, json.dumps(content, indent=2))
-    write_report(folder / REPORT, recipe, record, table, verdicts)
-    write_page(folder / PAGE, recipe, record, verdicts)
+    figures = write_report(folder / REPORT, recipe, record, table, verdicts)
+    write_page(folder / PAGE, recipe, record, verdicts, figures)
     return verdicts
 
 

@@ -1,0 +1,54 @@
+"""The Markdown page of a run: whole, with its figures beside it, and what cannot be made a page."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from recipes import CLAIM, ONE_ARM, call, write
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write(
+        tmp_path, ONE_ARM + CLAIM + "\nfigures: [{final: {quantity: train_loss, title: 'Loss | at the end'}}]"
+    )
+    assert call(capsys, "recipe=tiny", "out=run")[0] == 0
+    return tmp_path
+
+
+def test_a_page_has_all_sections_and_its_figures_exist(home, capsys):
+    code, out, _ = call(capsys, "page", "run", "docs/claims")
+    assert code == 0 and out.strip() == "docs/claims/tiny.md"
+    for page in (home / "run" / "report.md", home / "docs" / "claims" / "tiny.md"):
+        text = page.read_text()
+        for section in ("Method", "Verdicts", "Figures", "What would change the verdicts", "Run it"):
+            assert f"\n## {section}\n" in text
+        assert "two_layer (width 7)" in text and "Seeds: 0 to 1." in text
+        assert "**falls**" in text and "python -m flattrain recipe=tiny out=run" in text
+        pictures = re.findall(r"^!\[.*?\]\((.+?)\)$", text, re.M)
+        assert len(pictures) == 2 and all((page.parent / p).is_file() for p in pictures)
+        assert "Loss \\| at the end" in text
+    assert (home / "docs/claims/tiny/results.csv").read_bytes() == (home / "run/results.csv").read_bytes()
+
+
+def test_a_page_is_replaced_whole(home, capsys):
+    stale = home / "docs" / "tiny"
+    stale.mkdir(parents=True)
+    (stale / "old.png").touch()
+    assert call(capsys, "page", "run", "docs")[0] == 0
+    assert not (stale / "old.png").exists() and len(list(stale.glob("*.png"))) == 2
+
+
+def test_what_is_no_run_has_no_page(home, capsys):
+    for words, said in (
+        (("page", "run"), "page takes a run folder and a folder"),
+        (("page", "nowhere", "docs"), "no such folder"),
+    ):
+        code, _, err = call(capsys, *words)
+        assert code == 2 and said in err and err.count("\n") == 1
+    (home / "run" / "report.md").unlink()
+    code, _, err = call(capsys, "page", "run", "docs")
+    assert code == 2 and "no report.md there" in err and not (home / "docs").exists()

@@ -139,7 +139,7 @@ def _words(value: Any) -> str:
         return ", ".join(k if v == {} else f"{k} {_inner(v)}" for k, v in value.items())
     if isinstance(value, list):
         return "[" + ", ".join(map(_words, value)) + "]"
-    return _plain(str(value))
+    return "none" if value is None else _plain(str(value))
 
 
 def _inner(value: Any) -> str:

@@ -18,7 +18,7 @@ def value_of(measure, module, criterion, x, y, params=None, noise=None):
     """The measure's value on a live graph, with its own probes or the given ones."""
     live = params or {k: p for k, p in module.named_parameters() if p.requires_grad}
     seen = see(module, criterion, x, y, layers=layers_of(module, measure), params=live)
-    noise = draw(measure.draws(seen), stream(0, "law"), x.dtype) if noise is None else noise
+    noise = draw(measure.draws(seen), stream(0, "law"), seen.loss.dtype) if noise is None else noise
     return measure.reduce(measure.statistic(seen, noise)).value
 
 
@@ -45,7 +45,7 @@ def on_batch_is_reduce(measure, module, x, y, criterion=cross_entropy):
     for way in (lambda seen, noise: measure.reduce(measure.statistic(seen, noise)).value, measure.on_batch):
         live = {k: p.detach().clone().requires_grad_() for k, p in module.named_parameters()}
         seen = see(module, criterion, x, y, layers=layers_of(module, measure), params=live)
-        value = way(seen, draw(measure.draws(seen), stream(0, "law"), x.dtype))
+        value = way(seen, draw(measure.draws(seen), stream(0, "law"), seen.loss.dtype))
         grads = torch.autograd.grad(value, list(live.values()), materialize_grads=True)
         found.append([value.detach(), *grads])
     for one, other in zip(*found, strict=True):

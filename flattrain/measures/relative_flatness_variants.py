@@ -23,6 +23,7 @@ from einops import einsum
 from torch import Tensor
 
 from flattrain.core.functional import tapped
+from flattrain.core.labels import need_one_row
 from flattrain.core.losses import output_root
 from flattrain.core.tail import Diagonals, Form, diagonals, is_head
 from flattrain.ranges import Refused, checked
@@ -130,6 +131,7 @@ def published_fam(*, layer: str = "head") -> Measure:
     """What the released FAM code penalises for the last layer: not κ, and without a curvature gradient."""
 
     def statistic(seen: Seen, noise: Mapping[str, Tensor]) -> Statistic:
+        need_one_row(seen, "published_fam")
         tap = tapped(seen, layer)
         rows, columns = tap.weight.shape
         if not is_head(seen, tap) or rows > columns:

@@ -132,6 +132,8 @@ BUILD = {
     "recurrent": _recurrent,
     "frozen": _frozen,
 }
+
+
 class _CausalAttention(nn.Module):
     """One head, as people write it: linear projections, a mask of −∞, a softmax."""
 

@@ -83,9 +83,13 @@ def factors(
     out = {run: (_autocorrelated(seen, seen.taps[run], scale), moments[run]) for run in apart}
     rest = seen._replace(taps={run: tap for run, tap in seen.taps.items() if run not in apart})
     parts = ghost.by_parameter(rest, pulled, ghost.factored, scale, _counted(seen, sharing))
-    for layer, piece, _ in [*parts.values(), *ghost.dense(seen, vectors, left_out, scale)]:
+    dense = {id(seen.params[part.layer]): part for part in ghost.dense(seen, vectors, left_out, scale)}
+    for parameter, (layer, piece, _) in {**parts, **dense}.items():
         key = layer if layer not in out else f"{layer}.bias"
-        out[key] = _direct(piece, n) if isinstance(piece, Direct) else _outer(piece, n, sharing)
+        if isinstance(piece, Direct):
+            out[key] = _direct(piece, n)
+        else:
+            out[key] = _outer(piece, n, sharing, _inputs(seen, parameter))
     order = [*(run for run in seen.taps if run in out), *(key for key in out if key not in seen.taps)]
     return {key: out[key] for key in order}
 
@@ -141,20 +145,29 @@ def _autocorrelated(seen: Seen, tap: Tap, scale: Scales) -> Side:
 
 
 def _counted(seen: Seen, sharing: Sharing) -> Callable[[Tap, Piece], Piece]:
-    """What puts the loss's weights on the side of a layer's input: Σ w φ φᵀ / Σ w in place of the mean."""
+    """What puts the loss's weights on the side of a layer's input: Σ w φ φᵀ / Σ w in place of the mean.
+
+    So does the mean over the positions of an embedding tied to a head, which has inputs on both sides.
+    """
     criterion, outputs, target = seen.criterion, seen.outputs, seen.target
     of_examples = relative_weights(criterion, outputs, target)
     rows = outputs[0, ..., 0].numel()
 
     def change(tap: Tap, piece: Piece) -> Piece:
-        if of_examples is None or isinstance(piece, Direct):
+        tied = len(_inputs(seen, id(tap.weight))) > 1
+        if isinstance(piece, Direct) or (of_examples is None and not tied):
             return piece
-        w = of_examples[:, None]
-        if sharing == "expand" and piece.left.shape[3] == rows > 1 and not is_convolution(tap.module):
-            of_rows = row_weights(criterion, outputs, target)  # a position for each token
-            assert of_rows is not None
-            w = of_rows.flatten(1) * rows
-        root = w.sqrt()[:, None, None, :, None]
+        root = torch.ones_like(piece.left[:, :1, :1, :1, :1])
+        if of_examples is not None:
+            w = of_examples[:, None]
+            if sharing == "expand" and piece.left.shape[3] == rows > 1 and not is_convolution(tap.module):
+                of_rows = row_weights(criterion, outputs, target)  # a position for each token
+                assert of_rows is not None
+                w = of_rows.flatten(1) * rows
+            root = w.sqrt()[:, None, None, :, None]
+        if tied:
+            positions = sum(_positions(t) for t in seen.taps.values() if t.weight is tap.weight)
+            root = root * positions ** (-0.5 if sharing == "expand" else -1.0)
         if isinstance(tap.module, nn.Embedding):
             return piece._replace(left=piece.left * root)
         return Outer(piece.left, piece.whole() * root)
@@ -162,13 +175,27 @@ def _counted(seen: Seen, sharing: Sharing) -> Callable[[Tap, Piece], Piece]:
     return change
 
 
-def _outer(piece: Outer, n: int, sharing: Sharing) -> tuple[Side, Side]:
-    left, right = piece.left, piece.whole()
+def _inputs(seen: Seen, parameter: int) -> set[str]:
+    """The sides of a weight's gradients where the inputs of its uses are."""
+    uses = [tap for tap in seen.taps.values() if parameter in (id(tap.weight), id(tap.bias))]
+    return {"left" if isinstance(tap.module, nn.Embedding) else "right" for tap in uses}
+
+
+def _positions(tap: Tap) -> int:
+    return tap.input[0].numel() if isinstance(tap.module, nn.Embedding) else tap.output[0, ..., 0].numel()
+
+
+def _outer(piece: Outer, n: int, sharing: Sharing, inputs: set[str]) -> tuple[Side, Side]:
+    sides = {"left": piece.left, "right": piece.whole()}
+    positions = {k: v.shape[3] if inputs == {k} else 1 for k, v in sides.items()}
     if sharing == "reduce":
-        # The mean over s on one side and the sum on the other.
-        left, right = left.sum(3, keepdim=True), right.mean(3, keepdim=True)
-    rows_a, rows_b = (side.movedim(2, 0).flatten(1, 3) for side in (right, left))
-    return Side(rows_a, None, 1 / (n * left.shape[3])), Side(rows_b, None, 1 / n)
+        # The mean over s on the side of the inputs and the sum on the other.
+        sides = {k: v.sum(3, keepdim=True) / positions[k] for k, v in sides.items()}
+        positions = dict.fromkeys(sides, 1)
+    a, b = (
+        Side(sides[k].movedim(2, 0).flatten(1, 3), None, 1 / (n * positions[k])) for k in ("right", "left")
+    )
+    return a, b
 
 
 def _direct(piece: Direct, n: int) -> tuple[Side, Side]:

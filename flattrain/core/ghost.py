@@ -125,8 +125,27 @@ def by_parameter(
 
 def dense(seen: Seen, vectors: Sequence[Tensor], names: Iterable[str], scale: Scales) -> list[Part]:
     """Parameters of no known structure, one example at a time."""
-    times = {k: scale.get(id(seen.params[k]), 1.0) for k in names}
-    return [Part(k, _dense(seen, vectors, k, c), seen.params[k].flatten) for k, c in times.items()]
+    params = {name: seen.params[name] for name in names}
+    # One vector-Jacobian product per example and column: exact for any parameter, at n C backward passes.
+    rows = [
+        torch.autograd.grad(
+            seen.outputs[i],
+            list(params.values()),
+            v[i],
+            retain_graph=True,
+            create_graph=seen.differentiable,
+            materialize_grads=True,
+        )
+        for v in vectors
+        for i in range(len(v))
+        if params
+    ]
+    found = []
+    for (name, p), own in zip(params.items(), zip(*rows, strict=True), strict=True):
+        formed = torch.stack([g.flatten() * scale.get(id(p), 1.0) for g in own])
+        piece = Direct(rearrange(formed, "(c n) p -> n c p", c=len(vectors)))
+        found.append(Part(name, piece, p.flatten))
+    return found
 
 
 def squares(pieces: Iterable[Piece]) -> Tensor:
@@ -242,23 +261,6 @@ def _joined(parts: list[Piece]) -> Piece:
         columns = max(t.shape[1] for t in side)
         joined.append(torch.cat([t.expand(-1, columns, -1, -1, -1) for t in side], 3))
     return Outer(joined[0], joined[1], outers[0].ones)
-
-
-def _dense(seen: Seen, vectors: Sequence[Tensor], name: str, scale: float) -> Direct:
-    # One vector-Jacobian product per example and column: exact for any parameter, at n C backward passes.
-    rows = []
-    for v in vectors:
-        for i in range(len(v)):
-            (g,) = torch.autograd.grad(
-                seen.outputs[i],
-                seen.params[name],
-                v[i],
-                retain_graph=True,
-                create_graph=seen.differentiable,
-                materialize_grads=True,
-            )
-            rows.append(g.flatten() * scale)
-    return Direct(rearrange(torch.stack(rows), "(c n) p -> n c p", c=len(vectors)))
 
 
 def _squares(piece: Piece) -> Tensor:

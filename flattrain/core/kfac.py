@@ -82,7 +82,7 @@ def factors(
     pulled, moments = _pulled(seen, vectors, what, apart, scale)
     out = {run: (_autocorrelated(seen, seen.taps[run], scale), moments[run]) for run in apart}
     rest = seen._replace(taps={run: tap for run, tap in seen.taps.items() if run not in apart})
-    parts = ghost.by_parameter(rest, pulled, ghost.factored, scale, _counted(seen, sharing))
+    parts = ghost.by_parameter(rest, pulled, ghost.factored, scale, _counted(seen, sharing, len(vectors)))
     dense = {id(seen.params[part.layer]): part for part in ghost.dense(seen, vectors, left_out, scale)}
     for parameter, (layer, piece, _) in {**parts, **dense}.items():
         key = layer if layer not in out else f"{layer}.bias"
@@ -144,10 +144,11 @@ def _autocorrelated(seen: Seen, tap: Tap, scale: Scales) -> Side:
     return Side(None, moment[None], 1 / (len(seen.outputs) * positions))
 
 
-def _counted(seen: Seen, sharing: Sharing) -> Callable[[Tap, Piece], Piece]:
+def _counted(seen: Seen, sharing: Sharing, columns: int) -> Callable[[Tap, Piece], Piece]:
     """What puts the loss's weights on the side of a layer's input: Σ w φ φᵀ / Σ w in place of the mean.
 
-    So does the mean over the positions of an embedding tied to a head, which has inputs on both sides.
+    An embedding tied to a head has inputs on both sides, beside vectors that are pulled back. There they
+    are also divided by the number of positions, and by that of the columns next to which they are repeated.
     """
     criterion, outputs, target = seen.criterion, seen.outputs, seen.target
     of_examples = relative_weights(criterion, outputs, target)
@@ -167,7 +168,7 @@ def _counted(seen: Seen, sharing: Sharing) -> Callable[[Tap, Piece], Piece]:
             root = w.sqrt()[:, None, None, :, None]
         if tied:
             positions = sum(_positions(t) for t in seen.taps.values() if t.weight is tap.weight)
-            root = root * positions ** (-0.5 if sharing == "expand" else -1.0)
+            root = root * positions ** (-0.5 if sharing == "expand" else -1.0) / columns**0.5
         if isinstance(tap.module, nn.Embedding):
             return piece._replace(left=piece.left * root)
         return Outer(piece.left, piece.whole() * root)

@@ -37,6 +37,7 @@ from flattrain.ranges import Refused
 from flattrain.types import Loss, Seen
 
 Mean = Callable[[Tensor, Tensor], Tensor]
+MOST_ENTRIES = 2**32  # of a batch's roots: 17 GB in float32
 
 
 def _argmax_error(outputs: Tensor, target: Tensor) -> Tensor:
@@ -224,6 +225,7 @@ def output_trace(seen: Seen, weight: Tensor) -> Tensor:
 def root_of(criterion: Loss, outputs: Tensor, target: Tensor, what: str) -> Tensor:
     """L (n, …, K, C) with L Lᵀ the Hessian of n · loss in each row of outputs."""
     _need_root(criterion, outputs, what)
+    _need_room(outputs, outputs.shape[-1], what)
     assert criterion.factor is not None
     root = criterion.factor(outputs)
     scale = row_scale(criterion, outputs, target)
@@ -256,6 +258,7 @@ def root_vectors(seen: Seen, sketch: Tensor | None, what: str) -> list[Tensor]:
     root = output_root(seen, what)
     if root.ndim == 3:
         return list(root.unbind(-1))
+    _need_room(seen.outputs, root.shape[1:-2].numel() * root.shape[-1], what)
     n, k, c = len(root), *root.shape[-2:]
     rows = root.reshape(n, -1, k, c)
     own = torch.eye(rows.shape[1], dtype=root.dtype, device=root.device)[None, :, None, :, None]
@@ -273,4 +276,13 @@ def _need_root(criterion: Loss, outputs: Tensor, what: str) -> None:
         raise Refused(
             f"{what} needs outputs (n, K) or (n, tokens, K), the network gives {tuple(outputs.shape)}; pass "
             "forward=lambda model, x: ... that returns one row per example or token"
+        )
+
+
+def _need_room(outputs: Tensor, columns: int, what: str) -> None:
+    if outputs.numel() * columns > MOST_ENTRIES:
+        raise Refused(
+            f"{what}: a root of {columns} columns for each of {len(outputs)} examples with outputs "
+            f"{tuple(outputs.shape[1:])} does not fit; take columns='sketch' where there is one, or smaller "
+            "batches of shorter sequences"
         )

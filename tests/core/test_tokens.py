@@ -103,6 +103,17 @@ def test_roots_and_sketches_are_those_of_the_whole_output_hessian_of_a_sequence(
     torch.testing.assert_close(root @ root.mT, own, rtol=1e-10, atol=1e-14)
 
 
+def test_roots_too_large_to_hold_are_refused_and_the_sketch_is_not(monkeypatch):
+    net, x, y, fn = problem()
+    seen = seen_by(net, fn, x, y)
+    monkeypatch.setattr(losses, "MOST_ENTRIES", 4 * 15 * 11)
+    with pytest.raises(Refused, match=r"test: a root of 12 columns .* outputs \(3, 5\) .*columns='sketch'"):
+        root_vectors(seen, None, "test")
+    root_vectors(seen, torch.ones(4, 3, 5), "test")
+    monkeypatch.setattr(losses, "MOST_ENTRIES", 4 * 15 * 12)
+    assert len(root_vectors(seen, None, "test")) == 12
+
+
 @pytest.mark.parametrize("loss", ["plain", "weighted", "squared"])
 @pytest.mark.parametrize("name", zoo.TOKENS)
 def test_gram_of_the_root_is_that_of_explicit_jacobians(name, loss):

@@ -8,7 +8,7 @@
         "empirical"   S_i = r r ᵀ with r the gradient at the true label; it is no Fisher matrix at all unless
                       the model fits its labels in distribution
 
-Of outputs (n, T, K) a row is what i counts, one label for each (core.losses).
+Of outputs (n, T, K) i runs over rows, each with a label of its own (core.losses).
 
 J_i is the Jacobian of the outputs f_i (K,) in the parameters: J v by the derivative of u ↦ Jᵀu, so that every
 product is two reverse sweeps over one graph and no matrix of examples × parameters is formed.

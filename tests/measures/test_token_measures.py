@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from flattrain import Regularized, measured
 from flattrain.core.functional import see
 from flattrain.core.kfac import factors
+from flattrain.core.layers import covered_layers
 from flattrain.core.losses import recognise
 from flattrain.core.probes import stream
 from flattrain.measures.block_rank import block_rank
@@ -190,6 +191,32 @@ def test_kronecker_factors_are_their_definitions(sharing):
     for layer, sides in wanted.items():
         for found, want in zip(mine[layer], sides, strict=True):
             torch.testing.assert_close(found.matrix()[0], want, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", zoo.TOKENS)
+def test_sketches_have_the_exact_factors_and_trace_in_the_mean(name):
+    """Over the rows of a Hadamard matrix, for which mean ε εᵀ is the identity: no chance involved."""
+    net, x = zoo.build(name)
+    criterion = recognise(LOSSES["weighted"])
+    y = zoo.targets(net, x, LOSSES["weighted"])
+    two = torch.tensor([[1.0, 1.0], [1.0, -1.0]])
+    rows = torch.kron(torch.kron(two, two), torch.kron(two, two))[:, :15]
+    designs = [row.reshape(1, 3, 5).expand(4, 3, 5) for row in rows]
+    seen = see(net, criterion, x, y, layers=covered_layers(net))
+    exact = factors(seen)
+    sketched = [factors(seen, eps) for eps in designs]
+    for layer, sides in exact.items():
+        for k, side in enumerate(sides):
+            mean = torch.stack([found[layer][k].matrix() for found in sketched]).mean(0)
+            torch.testing.assert_close(mean, side.matrix(), rtol=1e-9, atol=1e-12)
+    live = oracles.live(net)
+    value = value_of(gauss_newton_trace(), net, criterion, x, y, live)
+    noise = {str(k): eps for k, eps in enumerate(designs)}
+    measure = gauss_newton_trace(columns="sketch", probes=16)
+    mean = value_of(measure, net, criterion, x, y, live, noise)
+    torch.testing.assert_close(mean, value, rtol=1e-9, atol=0)
+    slopes = [torch.cat([g.flatten() for g in torch.autograd.grad(v, live.values())]) for v in (mean, value)]
+    torch.testing.assert_close(*slopes, rtol=1e-9, atol=1e-9 * float(slopes[1].norm()))
 
 
 def test_expand_is_exact_for_a_deep_linear_net_on_tokens():

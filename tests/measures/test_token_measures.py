@@ -14,7 +14,7 @@ from flattrain import Regularized, measured
 from flattrain.core.functional import see
 from flattrain.core.kfac import factors
 from flattrain.core.layers import covered_layers
-from flattrain.core.losses import recognise
+from flattrain.core.losses import cross_entropy, recognise, squared_error
 from flattrain.core.probes import stream
 from flattrain.measures.block_rank import block_rank
 from flattrain.measures.calibration import calibration_error, temperature, tempered_loss
@@ -297,6 +297,32 @@ def test_ragged_batches_are_padded_ones_and_what_is_ignored_is_not_there(measure
     assert wanted > 0 or measure in ("margin", "median")
     for loader in (batches, [padded], [*batches, nothing]):
         assert float(measured(net, IGNORED, loader, one).value) == pytest.approx(wanted, rel=1e-9)
+
+
+@pytest.mark.parametrize("criterion", [cross_entropy, squared_error])
+def test_ragged_batches_of_a_loss_without_weights_count_by_their_tokens(criterion):
+    net, generator = zoo.build("gpt")[0], stream(6)
+    sizes = ((3, 2), (2, 4))
+    xs = [torch.randint(5, size, generator=generator) for size in sizes]
+    if criterion is cross_entropy:
+        ys = [torch.randint(5, size, generator=generator) for size in sizes]
+    else:
+        ys = [torch.randn(*size, 5, generator=generator) for size in sizes]
+    batches = list(zip(xs, ys, strict=True))
+    for measure in (loss(), risk(), gauss_newton_trace(), gradient_covariance_trace()):
+        own = [measured(net, criterion, [batch], measure).value for batch in batches]
+        found = measured(net, criterion, batches, measure).value
+        if measure.name != "gradient_covariance_trace":
+            assert float(found) == pytest.approx((6 * float(own[0]) + 8 * float(own[1])) / 14, rel=1e-12)
+    rows, w = [], []
+    for x, y in batches:
+        for i in range(len(x)):
+            own = criterion.mean(net(x[i : i + 1]), y[i : i + 1])
+            rows.append(torch.cat([g.flatten() for g in torch.autograd.grad(own, list(net.parameters()))]))
+            w.append(x.shape[1] / 14)
+    g, w = torch.stack(rows), torch.tensor(w)
+    wanted = (w @ g.square()).sum() - (w @ g).square().sum()
+    assert float(found) == pytest.approx(float(wanted), rel=1e-9)
 
 
 @pytest.mark.parametrize("measure", [*OF_THE_LOSS, "connectivity", "columns of soft_rank"])

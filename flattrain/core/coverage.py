@@ -70,10 +70,16 @@ def need_covered(
     """
     together = [tap for tap in seen.taps.values() if _once_for_all(seen, tap)]
     if together and uncovered != "dense":
+        shape, n = tuple(together[0].output.shape), len(seen.outputs)
+        flattened = len(shape) > 2 and shape[0] * shape[1] == n
+        mend = (
+            "have the model return outputs (n, tokens, K), not all tokens in a line"
+            if flattened
+            else "e.g. of positions positions.expand(n, -1); or say uncovered='dense'"
+        )
         raise Refused(
-            f"{what}: layer {together[0].layer!r} gives {tuple(together[0].output.shape)} for "
-            f"{len(seen.outputs)} examples; examples must be its first dimension, e.g. of positions "
-            "positions.expand(n, -1); or say uncovered='dense'"
+            f"{what}: layer {together[0].layer!r} gives {shape} for {n} examples; examples must be its first "
+            f"dimension, {mend}"
         )
     hidden = {id(t) for tap in together for t in (tap.weight, tap.bias) if t is not None}
     kept = {r: t for r, t in seen.taps.items() if id(t.weight) not in hidden and id(t.bias) not in hidden}

@@ -53,6 +53,8 @@ class Part(NamedTuple):
 def pull(seen: Seen, vectors: Sequence[Tensor], what: str) -> dict[str, Tensor]:
     """{tapped run of a layer: g (C, n, *z)}, the C vectors (n, …, K) pulled back to its output."""
     need_separable(seen, what)
+    if not seen.taps:
+        return {}
     outputs = [tap.output for tap in seen.taps.values()]
     back = partial(
         torch.autograd.grad,

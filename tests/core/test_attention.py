@@ -97,6 +97,25 @@ def test_positions_embedded_once_for_all_examples_are_refused_or_taken_densely(n
     torch.testing.assert_close(mended.detach(), found.detach(), rtol=1e-9, atol=0)
 
 
+def test_attention_alone_can_be_taken_densely():
+    torch.manual_seed(0)
+    attend = nn.MultiheadAttention(4, 2, batch_first=True)
+    net = zoo.Functional(lambda m, x: m.attend(x, x, x, need_weights=False)[0], attend=attend)
+    x, y = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
+    flat, loss = oracles.Flat(net), nn.MSELoss()
+    with sdpa_kernel(SDPBackend.MATH):
+        wanted = oracles.fisher(flat, oracles.of_tokens(loss, 4), x, y, oracles.trainable(flat)).trace()
+    found = value_of(gauss_newton_trace(uncovered="dense"), net, recognise(loss), x, y)
+    torch.testing.assert_close(found.detach(), wanted, rtol=1e-9, atol=0)
+
+
+def test_a_model_that_gives_its_tokens_in_a_line_is_refused():
+    net, x = zoo.build("gpt")
+    lined = zoo.Functional(lambda m, x: m.net(x).flatten(0, 1), net=net)
+    with pytest.raises(Refused, match=r"return outputs \(n, tokens, K\), not all tokens in a line"):
+        value_of(gauss_newton_trace(), lined, recognise(LOSS), x, zoo.targets(net, x, LOSS).flatten())
+
+
 def test_one_index_for_each_example_is_no_position():
     """An embedding of one label per example, beside features of any width."""
 

@@ -111,7 +111,8 @@ def HessianTrace(
 class Regularized:
     """loss_fn(model(x), y) + Σ penalties, as a scalar to call `.backward()` on.
 
-    loss_fn : a mean over examples, e.g. F.cross_entropy or nn.CrossEntropyLoss().
+    loss_fn : a mean over examples, e.g. F.cross_entropy or nn.CrossEntropyLoss(); or over tokens, for outputs
+              (n, T, K) with the classes last and labels (n, T) (core.losses).
     forward : how the model is called, `forward(model, x) -> outputs`, where `model(x)` does not do. x may be
               anything the model takes; with keywords: `lambda model, x: model(**x).logits`.
     seed    : names the stream of random probes. Calls number themselves; pass `step=` to fix the number, so

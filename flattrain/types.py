@@ -99,13 +99,15 @@ class StatefulRule:
 
 @dataclass(frozen=True)
 class Loss:
-    """A mean loss, its zero-one error, and the square root of its output Hessian.
+    """A mean loss, its zero-one error, and the square root of its output Hessian, row by row.
+
+    B is the number of examples, or examples × tokens where outputs are (n, T, K) (core.losses).
 
     factor(outputs) -> L (B, K, C) with L Lᵀ the output Hessian S, or None where the structure is unknown.
     sketch(outputs, ε) -> L ε (B, K) of any root L, for ε (B, K) of mean 0, covariance I; None: of `factor`.
-    trace_with(outputs, W) -> Tr(W Wᵀ S) per example (B,), in closed form.
+    trace_with(outputs, W) -> Tr(W Wᵀ S) per row (B,), in closed form, for outputs (B, K).
     weights(target) -> w (B,), where mean = Σ w_i ℓ_i / Σ w_i; None: all alike. Batches count by Σ w_i.
-    curvature(target) -> c (B,), where the output Hessian of example i is c_i L Lᵀ; None: as the weights.
+    curvature(target) -> c (B,), where the output Hessian of row i is c_i L Lᵀ; None: as the weights.
     """
 
     name: str
@@ -156,7 +158,7 @@ class Seen(NamedTuple):
 
     params: Params
     inputs: Any  # x as it was given to the network
-    outputs: Tensor  # (n, K)
+    outputs: Tensor  # (n, K), or (n, T, K) with a row for each token
     loss: Tensor  # scalar: the mean loss over the batch
     target: Tensor
     criterion: Loss
@@ -184,9 +186,11 @@ class Measure:
     statistic : (Seen, noise) -> a dict of tensors, each a *mean over the examples* of the batch, so that
                 batches combine by their counts, whatever `reduce` does afterwards.
     reduce    : statistic -> Estimate. May be non-linear (soft rank is).
-    combine   : how the statistics of batches combine: "mean" by counts; "rows", for a statistic whose
-                tensors have a row per example and no mean would do (a maximum, a quantile); "whole", for
-                one that does not combine and takes the data set as a single batch.
+    combine   : how the statistics of batches combine: "mean" by what they count in the loss (their
+                examples, tokens or weights); "examples" by the number of examples, for a quantity that is
+                not of the loss; "rows", for a statistic whose tensors have a row per example and no mean
+                would do (a maximum, a quantile); "whole", for one that does not combine and takes the data
+                set as a single batch.
     layers    : the layers to tap, by name; None means every one whose structure is known (core.layers).
     on_batch  : the value on a single batch, where there is a cheaper way to it than reduce(statistic).
     draws     : Seen -> the random tensors it wants in `noise`.
@@ -200,7 +204,7 @@ class Measure:
     statistic: Callable[[Seen, Mapping[str, Tensor]], Statistic]
     reduce: Callable[[Statistic], Estimate]
     definition: str
-    combine: Literal["mean", "rows", "whole"] = "mean"
+    combine: Literal["mean", "examples", "rows", "whole"] = "mean"
     layers: tuple[str, ...] | None = ()
     on_batch: Callable[[Seen, Mapping[str, Tensor]], Tensor] | None = None
     draws: Callable[[Seen], dict[str, Draw]] = field(default=lambda seen: {})

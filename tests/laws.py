@@ -18,7 +18,7 @@ def value_of(measure, module, criterion, x, y, params=None, noise=None):
     """The measure's value on a live graph, with its own probes or the given ones."""
     live = params or {k: p for k, p in module.named_parameters() if p.requires_grad}
     seen = see(module, criterion, x, y, layers=layers_of(module, measure), params=live)
-    noise = draw(measure.draws(seen), stream(0, "law"), x.dtype) if noise is None else noise
+    noise = draw(measure.draws(seen), stream(0, "law"), seen.loss.dtype) if noise is None else noise
     return measure.reduce(measure.statistic(seen, noise)).value
 
 
@@ -27,16 +27,21 @@ def one_batch_is_many(measure, module, x, y, criterion=cross_entropy, noise=None
     noise = noise or {}
     whole = value_of(measure, module, criterion, x, y, noise=noise)
     total = {}
+    count = len if measure.combine == "examples" or criterion.weights is None else _weight_in(criterion)
     for part in torch.split(torch.arange(len(x)), 5):
         seen = see(module, criterion, x[part], y[part], layers=layers_of(module, measure))
         for name, v in measure.statistic(seen, noise).items():
             if measure.combine == "rows":
                 total[name] = torch.cat([total[name], v.detach()]) if name in total else v.detach()
             else:
-                total[name] = total.get(name, 0) + v.detach() * len(part) / len(x)
+                total[name] = total.get(name, 0) + v.detach() * count(y[part]) / count(y)
     torch.testing.assert_close(
         torch.as_tensor(measure.reduce(total).value), torch.as_tensor(whole).detach(), rtol=1e-12, atol=0
     )
+
+
+def _weight_in(criterion):
+    return lambda y: criterion.weights(y).sum()
 
 
 def on_batch_is_reduce(measure, module, x, y, criterion=cross_entropy):
@@ -45,7 +50,7 @@ def on_batch_is_reduce(measure, module, x, y, criterion=cross_entropy):
     for way in (lambda seen, noise: measure.reduce(measure.statistic(seen, noise)).value, measure.on_batch):
         live = {k: p.detach().clone().requires_grad_() for k, p in module.named_parameters()}
         seen = see(module, criterion, x, y, layers=layers_of(module, measure), params=live)
-        value = way(seen, draw(measure.draws(seen), stream(0, "law"), x.dtype))
+        value = way(seen, draw(measure.draws(seen), stream(0, "law"), seen.loss.dtype))
         grads = torch.autograd.grad(value, list(live.values()), materialize_grads=True)
         found.append([value.detach(), *grads])
     for one, other in zip(*found, strict=True):
@@ -66,7 +71,9 @@ def vmap_is_loop(measure, module, x, y, criterion=cross_entropy, seeds=3):
             }
         )
         live = {k: v.clone().requires_grad_() for k, v in trees[-1].items()}
-        noises.append(draw(objective.draws(objective.see(x, y, live)), stream(s, "law"), x.dtype))
+        noises.append(
+            draw(objective.draws(objective.see(x, y, live)), stream(s, "law"), torch.get_default_dtype())
+        )
     stack = {k: torch.stack([t[k] for t in trees]) for k in trees[0]}
     noise = {k: torch.stack([n[k] for n in noises]) for k in noises[0]}
     batch = Batch(x.expand(seeds, *x.shape), y.expand(seeds, *y.shape), noise)

@@ -214,3 +214,33 @@ def distinct(split):
     x, y = split.train_x.double(), split.train_y.double()
     first = [i for i in range(len(x)) if not any(torch.equal(x[i], x[j]) for j in range(i))]
     return split._replace(train_x=x[first], train_y=y[first])
+
+
+class Flat(nn.Module):
+    """A net on tokens as one with a single row (n, T K) per example; its parameters are `net.…`."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net(x).flatten(1)
+
+
+def of_tokens(loss, count):
+    """A loss of torch's on such rows, in torch's own layout: classes second."""
+
+    def mean(z, y):
+        rows = z.unflatten(1, (-1, count))
+        return loss(rows.movedim(-1, 1), y.movedim(-1, 1) if y.ndim == rows.ndim else y)
+
+    return mean
+
+
+def of_flat(module, definition, x, y, loss, count):
+    """(value, gradient by parameter) of a function of the dense Fisher of a net on tokens."""
+    flat = Flat(module)
+    params = trainable(flat)
+    value = definition(fisher(flat, of_tokens(loss, count), x, y, params))
+    slope = torch.func.grad(lambda p: definition(fisher(flat, of_tokens(loss, count), x, y, p)))(params)
+    return value, {name.removeprefix("net."): g for name, g in slope.items()}

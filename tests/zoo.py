@@ -132,6 +132,42 @@ BUILD = {
     "recurrent": _recurrent,
     "frozen": _frozen,
 }
+
+
+class _CausalAttention(nn.Module):
+    """One head, as people write it: linear projections, a mask of −∞, a softmax."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Linear(4, 4) for _ in range(4))
+
+    def forward(self, x):
+        scores = self.q(x) @ self.k(x).transpose(-2, -1) / 2
+        later = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).triu(1)
+        return self.out(scores.masked_fill(later, float("-inf")).softmax(-1) @ self.v(x))
+
+
+class GPT(nn.Module):
+    """A language model with one block: tokens (n, T) to logits (n, T, 5), T at most 4."""
+
+    def __init__(self, tied=False):
+        super().__init__()
+        self.table, self.place = nn.Embedding(5, 4), nn.Embedding(4, 4)
+        self.first, self.second, self.last = LayerNorm(4), LayerNorm(4), LayerNorm(4)
+        self.attend = _CausalAttention()
+        self.up, self.down = nn.Linear(4, 5), nn.Linear(5, 4)
+        self.head = nn.Linear(4, 5, bias=False)
+        if tied:
+            self.head.weight = self.table.weight
+
+    def forward(self, x):
+        positions = torch.arange(x.shape[1], device=x.device).expand(len(x), -1)
+        h = self.table(x) + self.place(positions)
+        h = h + self.attend(self.first(h))
+        return self.head(self.last(h + self.down(F.gelu(self.up(self.second(h))))))
+
+
+TOKENS = {"gpt": GPT, "tied gpt": lambda: GPT(tied=True)}  # outputs (n, T, K)
 UNCOVERED = {"transformer": _transformer}  # `place` is used through its weight alone
 SHAPES = {
     "convolution": (2, 5, 5),
@@ -151,7 +187,7 @@ LOSSES = {
 def build(name, seed=0):
     """The net with random parameters, in evaluation mode, and its inputs."""
     torch.manual_seed(seed)
-    net = {**BUILD, **UNCOVERED}[name]()
+    net = {**BUILD, **TOKENS, **UNCOVERED}[name]()
     with torch.no_grad():
         for p in net.parameters():
             p.normal_(std=0.6)
@@ -160,7 +196,9 @@ def build(name, seed=0):
                 part.running_mean.normal_()
                 part.running_var.uniform_(0.5, 2)
     generator = torch.Generator().manual_seed(seed + 1)
-    if name in ("tied", "transformer"):
+    if name in TOKENS:
+        x = torch.randint(0, 5, (4, 3), generator=generator)
+    elif name in ("tied", "transformer"):
         x = torch.randint(0, 5, (7, 3), generator=generator)
     else:
         x = torch.randn(7, *SHAPES.get(name, (4,)), generator=generator)
@@ -173,10 +211,10 @@ def targets(net, x, loss, seed=2):
     outputs = net(x)
     if isinstance(loss, nn.MSELoss):
         return torch.randn(outputs.shape, generator=generator)
-    return torch.randint(outputs.shape[1], (len(x),), generator=generator)
+    return torch.randint(outputs.shape[-1], outputs.shape[:-1], generator=generator)
 
 
 def class_weights(net, x, smoothing=0.1):
     """Cross entropy with class weights and label smoothing for this net."""
-    count = net(x).shape[1]
+    count = net(x).shape[-1]
     return nn.CrossEntropyLoss(weight=torch.linspace(0.3, 2, count), label_smoothing=smoothing)

@@ -8,6 +8,8 @@
         "empirical"   S_i = r r ᵀ with r the gradient at the true label; it is no Fisher matrix at all unless
                       the model fits its labels in distribution
 
+Of outputs (n, T, K) i runs over rows, each with a label of its own (core.losses).
+
 J_i is the Jacobian of the outputs f_i (K,) in the parameters: J v by the derivative of u ↦ Jᵀu, so that every
 product is two reverse sweeps over one graph and no matrix of examples × parameters is formed.
 """
@@ -20,9 +22,10 @@ from typing import Any, Literal
 import torch
 from torch import Generator, Tensor
 
-from flattrain.core.losses import example_slopes, mass, relative_weights, root_of
+from flattrain.core.losses import root_of, sketch_of
 from flattrain.core.operators import Batches, Product, assemble, derivative
 from flattrain.core.probes import stream
+from flattrain.core.weights import mass, row_scale, row_weights
 from flattrain.ranges import Refused
 from flattrain.types import Loss, Operator, Params
 
@@ -30,7 +33,7 @@ Run = Callable[[Params, Any], Tensor]
 
 
 def gauss_newton(run: Run, criterion: Loss, params: Params, batches: Batches) -> Operator:
-    """G, with `run(params, x)` the outputs (n, K) and a loss whose output Hessian is known."""
+    """G, with `run(params, x)` the outputs (n, …, K) and a loss whose output Hessian is known."""
 
     def square(outputs: Tensor, y: Tensor, number: int) -> Tensor:
         return root_of(criterion, outputs, y, "the Gauss–Newton matrix")
@@ -64,29 +67,30 @@ def fisher(
         raise Refused(
             "fisher: kind='mc' needs a generator, and a loss that is cross entropy or squared error"
         )
-    key, sketch = int(torch.randint(2**62, (), generator=generator)), criterion.sketch
+    key = int(torch.randint(2**62, (), generator=generator))
 
     def drawn(outputs: Tensor, y: Tensor, number: int) -> Tensor:
         chance = stream(key, "labels", number)
         if criterion.name == "cross_entropy":
             p = outputs.softmax(-1)
-            label = torch.multinomial(p.cpu(), 1, generator=chance).to(p.device)
-            r = (p - torch.zeros_like(p).scatter(-1, label, 1.0)).unsqueeze(-1)
-            scale = relative_weights(criterion, y, r)
-            return r if scale is None else r * scale.sqrt()[:, None, None]
+            label = torch.multinomial(p.flatten(0, -2).cpu(), 1, generator=chance).to(p.device)
+            r = p - torch.zeros_like(p).scatter(-1, label.reshape(*p.shape[:-1], 1), 1.0)
+            scale = row_scale(criterion, outputs, y)
+            return r[..., None] if scale is None else (r * scale.sqrt()[..., None])[..., None]
         # ℓ = (c/2)‖f − y‖² is a normal likelihood of variance 1/c: its gradient at a drawn y is √c ε = L ε.
         noise = torch.randn(outputs.shape, generator=chance, dtype=outputs.dtype).to(outputs.device)
-        return sketch(outputs, noise).unsqueeze(-1)
+        return sketch_of(criterion, outputs, y, noise, "fisher").unsqueeze(-1)
 
     return _sandwich(drawn, criterion, run, params, batches)
 
 
 def _slope(criterion: Loss, outputs: Tensor, y: Tensor) -> Tensor:
-    """∂ℓ_i/∂f_i (n, K, 1)."""
+    """√w ∂ℓ/∂f of each row (n, …, K, 1)."""
     at = outputs.detach().requires_grad_()
     with torch.enable_grad():
-        r = example_slopes(criterion, criterion.mean(at, y), at, y)
-    return r.detach().unsqueeze(-1)
+        (r,) = torch.autograd.grad(criterion.mean(at, y) * len(at), at)
+    w = row_weights(criterion, outputs, y)
+    return (r if w is None else r * w.where(w > 0, 1.0).rsqrt()[..., None])[..., None]
 
 
 def _sandwich(
@@ -96,12 +100,12 @@ def _sandwich(
     params: Params,
     batches: Batches,
 ) -> Operator:
-    """mean_i J_iᵀ L_i L_iᵀ J_i, with root(outputs, y, number of the batch) = L (n, K, C)."""
+    """mean_i J_iᵀ L_i L_iᵀ J_i, with root(outputs, y, number of the batch) = L (n, …, K, C)."""
 
     def prepare(live: Params, x: Any, y: Tensor, number: int) -> Product:
         leaves = list(live.values())
         outputs = run(live, x)
-        if outputs.ndim != 2:
+        if outputs.ndim < 2:
             raise Refused(
                 f"outputs of shape {tuple(outputs.shape)}: the Gauss–Newton matrix takes (n, outputs)"
             )

@@ -1,7 +1,7 @@
 """Per-example gradients of vector-Jacobian products, their norms and inner products, without forming them.
 
-Pull C vectors per example back through the network (`pull`); each parameter then holds the gradients
-v_icᵀ ∂f_i/∂θ in the form that its layer gives them (core.layers), from which come
+Pull C vectors per example, in the shape of its outputs, back through the network (`pull`); each parameter
+then holds the gradients v_icᵀ ∂f_i/∂θ in the form that its layer gives them (core.layers), from which come
 
     squares   Σ_θ ‖·‖²                     (n, C)
     gram      ⟨·, ·⟩ between all pairs      (n C, n C)
@@ -23,6 +23,7 @@ import torch
 from einops import einsum, rearrange
 from torch import Tensor, nn
 
+from flattrain.core.coverage import need_covered
 from flattrain.core.eager import need_separable
 from flattrain.core.gram import gram_matrix, squared_rows
 from flattrain.core.layers import (
@@ -35,7 +36,6 @@ from flattrain.core.layers import (
     sides,
 )
 from flattrain.core.ridge import Scales, Table, scales, weighed
-from flattrain.ranges import Refused
 from flattrain.types import Seen, Tap
 
 Piece = Outer | Direct
@@ -51,14 +51,10 @@ class Part(NamedTuple):
 
 
 def pull(seen: Seen, vectors: Sequence[Tensor], what: str) -> dict[str, Tensor]:
-    """{tapped run of a layer: g (C, n, *z)}, the C vectors (n, K) pulled back to its output."""
+    """{tapped run of a layer: g (C, n, *z)}, the C vectors (n, …, K) pulled back to its output."""
     need_separable(seen, what)
-    for tap in seen.taps.values():
-        if len(tap.output) != len(seen.outputs):
-            raise Refused(
-                f"{what}: layer {tap.layer!r} gives {tuple(tap.output.shape)} for {len(seen.outputs)} "
-                "examples; examples must be its first dimension"
-            )
+    if not seen.taps:
+        return {}
     outputs = [tap.output for tap in seen.taps.values()]
     back = partial(
         torch.autograd.grad,
@@ -99,18 +95,23 @@ def pieces(
     table: Table | None = None,
 ) -> list[Part]:
     """Those of every live parameter, times λ^-½ by a table (core.ridge); `form` says where as they are."""
-    left_out = need_covered(seen, what, uncovered)
+    seen, left_out = need_covered(seen, what, uncovered)
     scale = scales(what, seen, table, left_out)
     found = by_parameter(seen, pull(seen, vectors, what), form, scale)
     return [*found.values(), *dense(seen, vectors, left_out, scale)]
 
 
 def by_parameter(
-    seen: Seen, pulled: dict[str, Tensor], form: Callable[[Tap], bool], scale: Scales | None = None
+    seen: Seen,
+    pulled: dict[str, Tensor],
+    form: Callable[[Tap], bool],
+    scale: Scales | None = None,
+    change: Callable[[Tap, Piece], Piece] = lambda tap, piece: piece,
 ) -> dict[int, Part]:
     """The pieces under the `id` of their weight (with its bias, where the two go together) or bias.
 
-    A weight used more than once has the sum over its uses: their positions are put side by side.
+    A weight used more than once has the sum over its uses: their positions are put side by side, each
+    after its `change`.
     """
     uses: dict[int, list[Part]] = {}
     live = {id(p) for p in seen.params.values()}
@@ -119,15 +120,34 @@ def by_parameter(
         # The uses of one weight must come in one form, as they are added up.
         formed = any(form(other) for other in seen.taps.values() if other.weight is tap.weight)
         for parameter, part in _of_run(tap, pulled[run], live, together(seen, tap), formed):
-            own = part._replace(piece=weighed(part.piece, parameter, tap, scale))
+            own = part._replace(piece=change(tap, weighed(part.piece, parameter, tap, scale)))
             uses.setdefault(parameter, []).append(own)
     return {k: parts[0]._replace(piece=_joined([p.piece for p in parts])) for k, parts in uses.items()}
 
 
 def dense(seen: Seen, vectors: Sequence[Tensor], names: Iterable[str], scale: Scales) -> list[Part]:
     """Parameters of no known structure, one example at a time."""
-    times = {k: scale.get(id(seen.params[k]), 1.0) for k in names}
-    return [Part(k, _dense(seen, vectors, k, c), seen.params[k].flatten) for k, c in times.items()]
+    params = {name: seen.params[name] for name in names}
+    # One vector-Jacobian product per example and column: exact for any parameter, at n C backward passes.
+    rows = [
+        torch.autograd.grad(
+            seen.outputs[i],
+            list(params.values()),
+            v[i],
+            retain_graph=True,
+            create_graph=seen.differentiable,
+            materialize_grads=True,
+        )
+        for v in vectors
+        for i in range(len(v))
+        if params
+    ]
+    found = []
+    for (name, p), own in zip(params.items(), zip(*rows, strict=True), strict=True):
+        formed = torch.stack([g.flatten() * scale.get(id(p), 1.0) for g in own])
+        piece = Direct(rearrange(formed, "(c n) p -> n c p", c=len(vectors)))
+        found.append(Part(name, piece, p.flatten))
+    return found
 
 
 def squares(pieces: Iterable[Piece]) -> Tensor:
@@ -171,20 +191,6 @@ def matrix(piece: Piece) -> Tensor:
         return piece.vectors
     formed = einsum(piece.left, piece.whole(), "n c g s k, n c g s d -> n c g k d")
     return formed.flatten(2)
-
-
-def need_covered(seen: Seen, what: str, uncovered: Uncovered) -> tuple[str, ...]:
-    """The parameters that no tapped layer explains; refuse them, or return those to be taken densely."""
-    known = {id(t) for tap in seen.taps.values() for t in (tap.weight, tap.bias)}
-    names = tuple(name for name, p in seen.params.items() if id(p) not in known)
-    if names and uncovered == "refuse":
-        share = sum(seen.params[n].numel() for n in names) / sum(p.numel() for p in seen.params.values())
-        raise Refused(
-            f"{what}: no structure is known for {', '.join(names)} ({share:.0%} of the parameters); give "
-            "uncovered='ignore' to leave them out, uncovered='dense' to take them one example at a time, "
-            "or name layers=[...]"
-        )
-    return names if uncovered == "dense" else ()
 
 
 def together(seen: Seen, tap: Tap) -> bool:
@@ -257,23 +263,6 @@ def _joined(parts: list[Piece]) -> Piece:
         columns = max(t.shape[1] for t in side)
         joined.append(torch.cat([t.expand(-1, columns, -1, -1, -1) for t in side], 3))
     return Outer(joined[0], joined[1], outers[0].ones)
-
-
-def _dense(seen: Seen, vectors: Sequence[Tensor], name: str, scale: float) -> Direct:
-    # One vector-Jacobian product per example and column: exact for any parameter, at n C backward passes.
-    rows = []
-    for v in vectors:
-        for i in range(len(v)):
-            (g,) = torch.autograd.grad(
-                seen.outputs[i],
-                seen.params[name],
-                v[i],
-                retain_graph=True,
-                create_graph=seen.differentiable,
-                materialize_grads=True,
-            )
-            rows.append(g.flatten() * scale)
-    return Direct(rearrange(torch.stack(rows), "(c n) p -> n c p", c=len(vectors)))
 
 
 def _squares(piece: Piece) -> Tensor:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flattrain.core import ghost
+from flattrain.core.coverage import need_covered
 from flattrain.core.functional import Forward, call, outputs_at, see
 from flattrain.core.layers import (
     Outer,
@@ -79,7 +80,7 @@ def functional_too(module: nn.Module) -> bool:
 
 
 def _gradients(seen: Seen, slopes: Tensor) -> dict[int, ghost.Part]:
-    ghost.need_covered(seen, "per-example SAM", "refuse")
+    need_covered(seen, "per-example SAM")
     with torch.no_grad():
         fixed = seen._replace(differentiable=False)
         pulled = ghost.pull(fixed, [slopes], "per-example SAM")

@@ -10,24 +10,31 @@ For a layer with per-example gradients Σ_s left_s right_sᵀ (core.layers; for 
 are the columns of L, S_i = L Lᵀ the output Hessian, pulled back: all of them ("exact", the type-2 Fisher),
 or one vector L ε per example with ε Rademacher ("sketch"), unbiased for B. L stays on the graph: labels
 sampled from the model with the labels detached would be unbiased in value and 84 % off in gradient.
+
+Of outputs (n, T, K) an example has T times as many columns g, those of all its tokens (core.losses); expand
+is then exact for deep linear nets on tokens under squared error. Where the loss weighs or ignores examples,
+A is weighted alike, Σ w φφᵀ / Σ w, token by token where a layer has a position for each (expand): what is
+ignored is not there, and batches combine.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flattrain.core import ghost
 from flattrain.core.concave import eigenvalues
-from flattrain.core.ghost import Uncovered
+from flattrain.core.coverage import need_covered
+from flattrain.core.ghost import Piece, Uncovered
 from flattrain.core.gram import gram_eigenvalues, gram_matrix
-from flattrain.core.layers import Direct, Outer
+from flattrain.core.layers import Direct, Outer, is_convolution
 from flattrain.core.losses import root_vectors
 from flattrain.core.patches import has_autocorrelation, patch_moment
 from flattrain.core.ridge import Scales, Table, ends, scales
+from flattrain.core.weights import relative_weights, row_weights
 from flattrain.types import Seen, Tap
 
 Sharing = Literal["expand", "reduce"]
@@ -68,17 +75,21 @@ def factors(
     the factors are those of Λ^-½ F Λ^-½ (core.ridge).
     """
     what, n = "the soft rank", len(seen.outputs)
-    left_out = ghost.need_covered(seen, what, uncovered)
+    seen, left_out = need_covered(seen, what, uncovered)
     scale = scales(what, seen, table, left_out)
     vectors = root_vectors(seen, sketch, what)
     apart = {r for r, tap in seen.taps.items() if sharing == "expand" and _by_autocorrelation(seen, tap)}
     pulled, moments = _pulled(seen, vectors, what, apart, scale)
     out = {run: (_autocorrelated(seen, seen.taps[run], scale), moments[run]) for run in apart}
     rest = seen._replace(taps={run: tap for run, tap in seen.taps.items() if run not in apart})
-    parts = ghost.by_parameter(rest, pulled, ghost.factored, scale)
-    for layer, piece, _ in [*parts.values(), *ghost.dense(seen, vectors, left_out, scale)]:
+    parts = ghost.by_parameter(rest, pulled, ghost.factored, scale, _counted(seen, sharing, len(vectors)))
+    dense = {id(seen.params[part.layer]): part for part in ghost.dense(seen, vectors, left_out, scale)}
+    for parameter, (layer, piece, _) in {**parts, **dense}.items():
         key = layer if layer not in out else f"{layer}.bias"
-        out[key] = _direct(piece, n) if isinstance(piece, Direct) else _outer(piece, n, sharing)
+        if isinstance(piece, Direct):
+            out[key] = _direct(piece, n)
+        else:
+            out[key] = _outer(piece, n, sharing, _inputs(seen, parameter))
     order = [*(run for run in seen.taps if run in out), *(key for key in out if key not in seen.taps)]
     return {key: out[key] for key in order}
 
@@ -128,17 +139,64 @@ def _autocorrelated(seen: Seen, tap: Tap, scale: Scales) -> Side:
     if scale:
         weight, bias = ends(tap, scale)
         x = x * (weight / bias)
-    moment, positions = patch_moment(tap.module, x, 0 if tap.bias is None else 1)
+    own = relative_weights(seen.criterion, seen.outputs, seen.target)
+    moment, positions = patch_moment(tap.module, x, 0 if tap.bias is None else 1, own)
     return Side(None, moment[None], 1 / (len(seen.outputs) * positions))
 
 
-def _outer(piece: Outer, n: int, sharing: Sharing) -> tuple[Side, Side]:
-    left, right = piece.left, piece.whole()
+def _counted(seen: Seen, sharing: Sharing, columns: int) -> Callable[[Tap, Piece], Piece]:
+    """What puts the loss's weights on the side of a layer's input: Σ w φ φᵀ / Σ w in place of the mean.
+
+    An embedding tied to a head has inputs on both sides, beside vectors that are pulled back. There they
+    are also divided by the number of positions, and by that of the columns next to which they are repeated.
+    """
+    criterion, outputs, target = seen.criterion, seen.outputs, seen.target
+    of_examples = relative_weights(criterion, outputs, target)
+    rows = outputs[0, ..., 0].numel()
+
+    def change(tap: Tap, piece: Piece) -> Piece:
+        tied = len(_inputs(seen, id(tap.weight))) > 1
+        if isinstance(piece, Direct) or (of_examples is None and not tied):
+            return piece
+        root = torch.ones_like(piece.left[:, :1, :1, :1, :1])
+        if of_examples is not None:
+            w = of_examples[:, None]
+            if sharing == "expand" and piece.left.shape[3] == rows > 1 and not is_convolution(tap.module):
+                of_rows = row_weights(criterion, outputs, target)  # a position for each token
+                assert of_rows is not None
+                w = of_rows.flatten(1) * rows
+            root = w.sqrt()[:, None, None, :, None]
+        if tied:
+            positions = sum(_positions(t) for t in seen.taps.values() if t.weight is tap.weight)
+            root = root * positions ** (-0.5 if sharing == "expand" else -1.0) / columns**0.5
+        if isinstance(tap.module, nn.Embedding):
+            return piece._replace(left=piece.left * root)
+        return Outer(piece.left, piece.whole() * root)
+
+    return change
+
+
+def _inputs(seen: Seen, parameter: int) -> set[str]:
+    """The sides of a weight's gradients where the inputs of its uses are."""
+    uses = [tap for tap in seen.taps.values() if parameter in (id(tap.weight), id(tap.bias))]
+    return {"left" if isinstance(tap.module, nn.Embedding) else "right" for tap in uses}
+
+
+def _positions(tap: Tap) -> int:
+    return tap.input[0].numel() if isinstance(tap.module, nn.Embedding) else tap.output[0, ..., 0].numel()
+
+
+def _outer(piece: Outer, n: int, sharing: Sharing, inputs: set[str]) -> tuple[Side, Side]:
+    sides = {"left": piece.left, "right": piece.whole()}
+    positions = {k: v.shape[3] if inputs == {k} else 1 for k, v in sides.items()}
     if sharing == "reduce":
-        # The mean over s on one side and the sum on the other.
-        left, right = left.sum(3, keepdim=True), right.mean(3, keepdim=True)
-    rows_a, rows_b = (side.movedim(2, 0).flatten(1, 3) for side in (right, left))
-    return Side(rows_a, None, 1 / (n * left.shape[3])), Side(rows_b, None, 1 / n)
+        # The mean over s on the side of the inputs and the sum on the other.
+        sides = {k: v.sum(3, keepdim=True) / positions[k] for k, v in sides.items()}
+        positions = dict.fromkeys(sides, 1)
+    a, b = (
+        Side(sides[k].movedim(2, 0).flatten(1, 3), None, 1 / (n * positions[k])) for k in ("right", "left")
+    )
+    return a, b
 
 
 def _direct(piece: Direct, n: int) -> tuple[Side, Side]:

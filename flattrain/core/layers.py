@@ -159,7 +159,8 @@ def sides(tap: Tap, g: Tensor) -> Outer:
     """The weight's gradients for pulled back vectors g (C, n, *z); of a layer that is not a normalisation."""
     layer: Any = tap.module
     if isinstance(layer, nn.Embedding):
-        hot = F.one_hot(tap.input, layer.num_embeddings).to(g.dtype)
+        # Not F.one_hot, which looks at the indices and so does not run under vmap.
+        hot = (tap.input[..., None] == torch.arange(layer.num_embeddings, device=g.device)).to(g.dtype)
         if layer.padding_idx is not None:
             hot = hot * (tap.input != layer.padding_idx).unsqueeze(-1)
         return Outer(_positions(hot)[:, None, None], _positions(g.transpose(0, 1), 2)[:, :, None])

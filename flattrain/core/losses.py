@@ -1,18 +1,24 @@
 """Losses with the structure that exact curvature needs: the Hessian of the loss in the network's outputs.
 
-For one example with outputs z ∈ ℝᴷ and S = ∇²_z ℓ = L Lᵀ (K outputs, B examples):
+For one row of outputs z ∈ ℝᴷ and S = ∇²_z ℓ = L Lᵀ:
 
-    cross entropy   S = diag(p) − p pᵀ   (p = softmax z; any target distribution), of rank K − 1, and
-                    L is its Cholesky factor without the last column, which is zero. With the tails
-                    s_j = Σ_{k≥j} p_k (Tanabe & Sagae 1992, for the multinomial distribution)
-
-                        L_jj = √(p_j s_{j+1} / s_j),   L_ij = −p_i √(p_j / (s_j s_{j+1}))   for i > j
-
+    cross entropy   S = diag(p) − p pᵀ   (p = softmax z; any target distribution), roots in core.softmax
     squared error   S = c I,   L = √c I          (c = 2 for Σ_k (z_k − y_k)²)
 
-A sketch is L ε with ε Rademacher, E[L ε εᵀ Lᵀ] = S, for any root: that of cross entropy takes
-L = diag(√p) − p √pᵀ, for which no K × K matrix is formed. Roots stay on the graph: detaching them loses the
-term ∂S/∂θ of a penalty's gradient. They go through log p, because √p has no gradient where p underflows.
+A sketch is L ε with ε Rademacher, E[L ε εᵀ Lᵀ] = S, for any root. Roots stay on the graph: detaching them
+loses the term ∂S/∂θ of a penalty's gradient.
+
+Outputs are (n, K), or (n, T, K) with a row for each of T tokens, or more positions: the K outputs come last,
+where torch's own cross entropy has the classes second. An example is a whole sequence, and the loss the mean
+over all rows that count, as torch takes it:
+
+    mean loss     L = Σ_it w_it ℓ_it / Σ_it w_it             w = 0 where ignored, class weights, or 1
+    its examples  ℓ_i = Σ_t w_it ℓ_it / w_i,  w_i = Σ_t w_it, so that L = Σ_i w_i ℓ_i / Σ_i w_i
+    Fisher        F = Σ_it w_it J_itᵀ S_it J_it / Σ_it w_it   (= Gauss–Newton: S is block diagonal over rows)
+
+So per-example gradients, their norms and covariance, and per-example SAM are those of sequences; the root L_i
+of an example has T columns for each of a row's, and the Fisher's Gram matrix a row for each of them. Batches
+count by Σ w: by their tokens, not by their sequences.
 """
 
 from __future__ import annotations
@@ -25,33 +31,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flattrain.core import softmax
+from flattrain.core.weights import relative_weights, row_scale
 from flattrain.ranges import Refused
 from flattrain.types import Loss, Seen
 
-
-def _softmax_factor(outputs: Tensor) -> Tensor:
-    log_p = outputs.log_softmax(-1)
-    tail = log_p.flip(-1).logcumsumexp(-1).flip(-1)
-    own, here, after = log_p[..., :-1], tail[..., :-1], tail[..., 1:]
-    # In logarithms nothing cancels: every tail is a sum of positive terms.
-    diagonal = ((own + after - here) / 2).exp()
-    column = (own - here - after) / 2
-    below = (log_p[..., :, None] + column[..., None, :]).tril(-1).exp().tril(-1)
-    return F.pad(torch.diag_embed(diagonal), (0, 0, 0, 1)) - below
-
-
-def _softmax_sketch(outputs: Tensor, noise: Tensor) -> Tensor:
-    log_p = outputs.log_softmax(-1)
-    moved = (log_p / 2).exp() * noise
-    return moved - log_p.exp() * moved.sum(-1, keepdim=True)
-
-
-def _softmax_trace_with(outputs: Tensor, weight: Tensor) -> Tensor:
-    # Tr(W Wᵀ (diag p − p pᵀ)) = Σ_s p_s ‖w_s‖² − ‖Σ_s p_s w_s‖² = ⟨p, diag G − G p⟩ with G = W Wᵀ (K × K):
-    # few operations, because beside a small net each one counts.
-    p = outputs.softmax(-1)
-    gram = weight @ weight.T
-    return (p * torch.addmm(gram.diagonal(), p, gram, alpha=-1)).sum(-1)
+Mean = Callable[[Tensor, Tensor], Tensor]
+MOST_ENTRIES = 2**32  # of a batch's roots: 17 GB in float32
 
 
 def _argmax_error(outputs: Tensor, target: Tensor) -> Tensor:
@@ -66,13 +52,35 @@ def _sign_error(outputs: Tensor, target: Tensor) -> Tensor:
     return (outputs * target.reshape(outputs.shape) <= 0).to(outputs.dtype).mean()
 
 
+def _rows(mean: Mean) -> Mean:
+    """A cross entropy of outputs (N, K), for outputs (n, …, K)."""
+
+    def of_rows(outputs: Tensor, target: Tensor) -> Tensor:
+        if outputs.ndim <= 2:
+            return mean(outputs, target)
+        if target.shape not in (outputs.shape[:-1], outputs.shape):
+            raise Refused(
+                f"cross entropy of outputs {tuple(outputs.shape)} with targets {tuple(target.shape)}: "
+                "classes come last, outputs (n, …, classes) and labels (n, …); where the model has them "
+                "second, as torch does, pass forward=lambda model, x: model(x).movedim(1, -1)"
+            )
+        return mean(outputs.flatten(0, -2), target.flatten(0, outputs.ndim - 2))
+
+    return of_rows
+
+
+def _every_label(outputs: Tensor, target: Tensor) -> Tensor:
+    # torch ignores the label −100 unless told another; here one that is no class is an error.
+    return F.cross_entropy(outputs, target, ignore_index=-(2**62))
+
+
 cross_entropy = Loss(
     "cross_entropy",
-    F.cross_entropy,
+    _rows(_every_label),
     _argmax_error,
-    _softmax_factor,
-    _softmax_sketch,
-    _softmax_trace_with,
+    softmax.factor,
+    softmax.sketch,
+    softmax.trace_with,
 )
 
 
@@ -130,7 +138,7 @@ def recognise(loss_fn: Callable[[Tensor, Tensor], Tensor] | Loss) -> Loss:
     if isinstance(loss_fn, Loss):
         return loss_fn
     known = {
-        F.cross_entropy: cross_entropy,
+        F.cross_entropy: _of_torch(nn.CrossEntropyLoss()),
         F.mse_loss: mean_squared_error,
         F.binary_cross_entropy_with_logits: binary_cross_entropy,
     }
@@ -143,7 +151,7 @@ def recognise(loss_fn: Callable[[Tensor, Tensor], Tensor] | Loss) -> Loss:
             "with means over examples; use reduction='mean'"
         )
     if type(loss_fn) is nn.CrossEntropyLoss:
-        return _cross_entropy_of(loss_fn)
+        return _of_torch(loss_fn)
     if type(loss_fn) is nn.MSELoss:
         return mean_squared_error
     if type(loss_fn) is nn.BCEWithLogitsLoss and loss_fn.weight is None and loss_fn.pos_weight is None:
@@ -151,12 +159,15 @@ def recognise(loss_fn: Callable[[Tensor, Tensor], Tensor] | Loss) -> Loss:
     return Loss(getattr(loss_fn, "__name__", type(loss_fn).__name__), loss_fn)
 
 
-def _cross_entropy_of(loss: nn.CrossEntropyLoss) -> Loss:
-    """Label smoothing α and class weights w change the output Hessian of an example by a factor only.
+def classes_last(loss: nn.CrossEntropyLoss) -> Loss:
+    """A cross entropy with its options, for outputs (n, …, K) whatever their shape.
 
-    With labels torch's loss is Σ_i [(1 − α) w_yi ℓ_yi + (α/K) Σ_k w_k ℓ_k] / Σ_i w_yi, ℓ_k = −log p_k, and
-    every ℓ_k has the Hessian diag(p) − p pᵀ. Target distributions t count Σ_k w_k t_k each, divided by n.
+    Label smoothing α and class weights w change the output Hessian of a row by a factor only. With labels
+    torch's loss is Σ_i [(1 − α) w_yi ℓ_yi + (α/K) Σ_k w_k ℓ_k] / Σ_i w_yi, ℓ_k = −log p_k, and every ℓ_k has
+    the Hessian diag(p) − p pᵀ. Target distributions t count Σ_k w_k t_k each, divided by n.
     """
+    if type(loss) is not nn.CrossEntropyLoss or loss.reduction != "mean":
+        raise Refused(f"classes_last: it takes an nn.CrossEntropyLoss with reduction='mean', not {loss}")
     alpha, ignored, w = loss.label_smoothing, loss.ignore_index, loss.weight
     smooth = 1.0 if w is None else w.mean()
 
@@ -172,48 +183,66 @@ def _cross_entropy_of(loss: nn.CrossEntropyLoss) -> Loss:
             return spread.sum(-1) if w is None else spread @ w
         return (1 - alpha) * weights(target) + alpha * smooth * (target != ignored)
 
-    return replace(cross_entropy, mean=loss, weights=weights, curvature=curvature)
+    return replace(cross_entropy, mean=_rows(loss), weights=weights, curvature=curvature)
 
 
-def relative_weights(criterion: Loss, target: Tensor, like: Tensor) -> Tensor | None:
-    """c_i n / Σ w_i: the output Hessian of example i is this times L Lᵀ in a mean over n; None: 1."""
-    if criterion.weights is None:
-        return None
-    curvature = criterion.curvature or criterion.weights
-    return (curvature(target) * len(target) / criterion.weights(target).sum()).to(like.dtype)
+def _of_torch(loss: nn.CrossEntropyLoss) -> Loss:
+    """The same for a loss given as torch's, which has the classes second: refused where both would fit."""
+    found = classes_last(loss)
 
+    def mean(outputs: Tensor, target: Tensor) -> Tensor:
+        second = outputs.shape[:1] + outputs.shape[2:]
+        if outputs.ndim > 2 and (
+            target.shape == outputs.shape or target.shape == outputs.shape[:-1] == second
+        ):
+            raise Refused(
+                f"cross entropy of outputs {tuple(outputs.shape)} with targets {tuple(target.shape)}: "
+                "shapes do not tell whether the classes are last, as here, or second, as in torch; have the "
+                "model give them last and say flattrain.core.losses.classes_last(nn.CrossEntropyLoss())"
+            )
+        return found.mean(outputs, target)
 
-def mass(criterion: Loss, target: Tensor) -> float:
-    """How much a batch counts in the mean over a data set: its examples, or their weights."""
-    return float(len(target) if criterion.weights is None else criterion.weights(target).sum())
+    return replace(found, mean=mean)
 
 
 def example_slopes(criterion: Loss, loss: Tensor, outputs: Tensor, target: Tensor) -> Tensor:
-    """v (n, K) with √w_i ∂ℓ_i/∂f_i, so that mean_i ‖J_iᵀ v_i‖² = Σ w_i ‖∇ℓ_i‖² / Σ w_i."""
-    # The loss is separable in the outputs, so row i is the gradient of example i's own loss.
+    """v (n, …, K) with √w_i ∂ℓ_i/∂f_i, so that mean_i ‖J_iᵀ v_i‖² = Σ w_i ‖∇ℓ_i‖² / Σ w_i."""
+    # The loss is separable over examples, so v_i is the gradient of example i's own loss.
     (delta,) = torch.autograd.grad(loss * len(outputs), outputs, create_graph=True)
-    if criterion.weights is None:
+    relative = relative_weights(criterion, outputs, target)
+    if relative is None:
         return delta
-    w = criterion.weights(target)
-    relative = (w * len(w) / w.sum()).to(delta.dtype)
-    return delta * relative.where(relative > 0, 1.0).rsqrt()[:, None]
+    return delta * relative.where(relative > 0, 1.0).rsqrt().reshape(-1, *[1] * (delta.ndim - 1))
 
 
 def output_trace(seen: Seen, weight: Tensor) -> Tensor:
-    """Tr(W Wᵀ S_i) of each example (n,), for a loss whose output Hessian is known in closed form."""
+    """Tr(W Wᵀ S) of each row of outputs (n, …), for a loss whose output Hessian is known in closed form."""
     assert seen.criterion.trace_with is not None
-    trace = seen.criterion.trace_with(seen.outputs, weight)
-    scale = relative_weights(seen.criterion, seen.target, trace)
+    rows = seen.outputs.shape[:-1]
+    trace = seen.criterion.trace_with(seen.outputs.flatten(0, -2), weight).reshape(rows)
+    scale = row_scale(seen.criterion, seen.outputs, seen.target)
     return trace if scale is None else trace * scale
 
 
 def root_of(criterion: Loss, outputs: Tensor, target: Tensor, what: str) -> Tensor:
-    """L (n, K, C) with S_i = L_i L_iᵀ the Hessian of n · loss in the outputs of example i."""
+    """L (n, …, K, C) with L Lᵀ the Hessian of n · loss in each row of outputs."""
     _need_root(criterion, outputs, what)
+    _need_room(outputs, outputs.shape[-1], what)
     assert criterion.factor is not None
     root = criterion.factor(outputs)
-    scale = relative_weights(criterion, target, root)
-    return root if scale is None else root * scale.sqrt()[:, None, None]
+    scale = row_scale(criterion, outputs, target)
+    return root if scale is None else root * scale.sqrt()[..., None, None]
+
+
+def sketch_of(criterion: Loss, outputs: Tensor, target: Tensor, noise: Tensor, what: str) -> Tensor:
+    """L ε (n, …, K) of any such root, for ε (n, …, K) of mean 0 and covariance I."""
+    _need_root(criterion, outputs, what)
+    if criterion.sketch is None:
+        root = root_of(criterion, outputs, target, what)
+        return (root @ noise[..., : root.shape[-1], None])[..., 0]
+    found = criterion.sketch(outputs, noise)
+    scale = row_scale(criterion, outputs, target)
+    return found if scale is None else found * scale.sqrt()[..., None]
 
 
 def output_root(seen: Seen, what: str) -> Tensor:
@@ -222,16 +251,21 @@ def output_root(seen: Seen, what: str) -> Tensor:
 
 
 def root_vectors(seen: Seen, sketch: Tensor | None, what: str) -> list[Tensor]:
-    """The columns of L as C tensors (n, K), or with a sketch ε (n, K) the one tensor L ε."""
-    if sketch is None:
-        return list(output_root(seen, what).unbind(-1))
-    _need_root(seen.criterion, seen.outputs, what)
-    if seen.criterion.sketch is None:
-        root = output_root(seen, what)
-        return [(root @ sketch[:, : root.shape[-1], None])[..., 0]]
-    found = seen.criterion.sketch(seen.outputs, sketch)
-    scale = relative_weights(seen.criterion, seen.target, found)
-    return [found if scale is None else found * scale.sqrt()[:, None]]
+    """The columns of each example's root, in the shape of the outputs; with a sketch ε the one L ε.
+
+    Outputs (n, K) have C of them, those of one row. Of T rows T · C: those of row t are zero elsewhere.
+    """
+    if sketch is not None:
+        return [sketch_of(seen.criterion, seen.outputs, seen.target, sketch, what)]
+    root = output_root(seen, what)
+    if root.ndim == 3:
+        return list(root.unbind(-1))
+    _need_room(seen.outputs, root.shape[1:-2].numel() * root.shape[-1], what)
+    n, k, c = len(root), *root.shape[-2:]
+    rows = root.reshape(n, -1, k, c)
+    own = torch.eye(rows.shape[1], dtype=root.dtype, device=root.device)[None, :, None, :, None]
+    spread = rows[:, :, :, None] * own  # (n, T, K, T, C)
+    return list(spread.flatten(3).reshape(*seen.outputs.shape, -1).unbind(-1))
 
 
 def _need_root(criterion: Loss, outputs: Tensor, what: str) -> None:
@@ -240,8 +274,17 @@ def _need_root(criterion: Loss, outputs: Tensor, what: str) -> None:
             f"{what} needs the output Hessian of the loss, unknown for {criterion.name!r}; use cross "
             "entropy, squared error or binary cross entropy (flattrain.core.losses)"
         )
-    if outputs.ndim != 2:
+    if outputs.ndim < 2:
         raise Refused(
-            f"{what} needs outputs (n, K), the network gives {tuple(outputs.shape)}; pass "
-            "forward=lambda model, x: ... that returns one row per example"
+            f"{what} needs outputs (n, K) or (n, tokens, K), the network gives {tuple(outputs.shape)}; pass "
+            "forward=lambda model, x: ... that returns one row per example or token"
+        )
+
+
+def _need_room(outputs: Tensor, columns: int, what: str) -> None:
+    if outputs.numel() * columns > MOST_ENTRIES:
+        raise Refused(
+            f"{what}: a root of {columns} columns for each of {len(outputs)} examples with outputs "
+            f"{tuple(outputs.shape[1:])} does not fit; take columns='sketch' where there is one, or smaller "
+            "batches of shorter sequences"
         )

@@ -81,6 +81,8 @@ def assemble(
         direction = list(unflatten(vector.to(first), params).values())
         out = torch.zeros_like(vector, dtype=first.dtype)
         for number, (x, y) in enumerate(((None, torch.empty(0)),) if kept else batches):
+            if not counts[number]:  # all of its labels are ignored: it has no mean
+                continue
             parts = start(x, y, number)(direction)
             out += counts[number] / sum(counts) * torch.cat([p.reshape(-1) for p in parts])
         return out.to(vector)

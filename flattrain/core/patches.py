@@ -35,18 +35,22 @@ def has_autocorrelation(layer: nn.Module) -> bool:
     )
 
 
-def patch_moment(layer: Any, x: Tensor, ones: int) -> tuple[Tensor, int]:
-    """Σ over examples and positions of φ φᵀ (D, D), φ with a last entry of 1 if `ones`; and S."""
+def patch_moment(layer: Any, x: Tensor, ones: int, weights: Tensor | None = None) -> tuple[Tensor, int]:
+    """Σ over examples and positions of w φ φᵀ (D, D), φ with a last entry of 1 if `ones`; and S.
+
+    weights : w (n,) of the examples, 1 if None.
+    """
     kernel, size = layer.kernel_size, x.shape[2:]
     out = [length + 2 * p - k + 1 for length, p, k in zip(size, layer.padding, kernel, strict=True)]
     wide = F.pad(x, (kernel[1] - 1, kernel[1] - 1, kernel[0] - 1, kernel[0] - 1))
+    weighed = x if weights is None else x * weights[:, None, None, None]
     known: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
 
     def over(rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
         """Correlation at all lags (C, C, 2k − 1, 2k − 1), and sums (C,), with t in a rectangle."""
         key = (rows.start, rows.stop, columns.start, columns.stop)
         if key not in known:
-            at = x[:, :, rows, columns]
+            at = weighed[:, :, rows, columns]
             near = wide[
                 :,
                 :,
@@ -68,7 +72,8 @@ def patch_moment(layer: Any, x: Tensor, ones: int) -> tuple[Tensor, int]:
     whole = rearrange(torch.stack(blocks), "o a c y x -> (a o) (c y x)")
     if ones:
         edge = rearrange(torch.stack(sums), "o c -> (c o)")
-        corner = edge.new_full((1,), len(x) * out[0] * out[1])
+        total = edge.new_full((1,), len(x)) if weights is None else weights.sum()[None]
+        corner = total * (out[0] * out[1])
         whole = torch.cat([torch.cat([whole, edge[:, None]], 1), torch.cat([edge, corner])[None]])
     return whole, out[0] * out[1]
 

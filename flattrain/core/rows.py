@@ -1,6 +1,7 @@
 """Per-example gradients as statistics with a row per example, for measures of a data set's Gram matrix.
 
 Each batch scales its rows by its own mass per example; for the whole set they are rescaled to the set's.
+Shorter sequences have zeros for the tokens that they lack, which add nothing to a Gram matrix.
 """
 
 from __future__ import annotations
@@ -8,17 +9,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 from flattrain.core.ghost import Piece
 from flattrain.core.layers import Direct, Outer
-from flattrain.core.losses import mass
+from flattrain.core.weights import mass
 from flattrain.types import Seen, Statistic
 
 
 def pack(seen: Seen, pieces: Sequence[Piece]) -> Statistic:
     """The pieces of a batch as tensors whose rows are examples."""
     own = mass(seen.criterion, seen.target) / len(seen.outputs)
-    out = {"mass": torch.full_like(seen.outputs[:, :1], own)}
+    out = {"mass": torch.full_like(seen.outputs.flatten(1)[:, :1], own)}
     for k, piece in enumerate(pieces):
         if isinstance(piece, Direct):
             out[f"{k}.vectors"] = piece.vectors
@@ -38,6 +41,19 @@ def unpack(s: Statistic) -> tuple[int, list[Piece]]:
         else:
             found.append(Outer(s[f"{k}.left"] * share[..., None, None, None], s[f"{k}.right"]))
     return n, found
+
+
+def below(above: Tensor, rows: Tensor) -> Tensor:
+    """Rows put below others; where sequences differ in length, the shorter are filled with zeros."""
+    if above.shape[1:] != rows.shape[1:]:
+        size = [max(pair) for pair in zip(above.shape[1:], rows.shape[1:], strict=True)]
+        above, rows = (_filled(t, size) for t in (above, rows))
+    return torch.cat([above, rows])
+
+
+def _filled(rows: Tensor, size: list[int]) -> Tensor:
+    gaps = [(0, wide - own) for wide, own in zip(size, rows.shape[1:], strict=True)]
+    return F.pad(rows, [side for gap in reversed(gaps) for side in gap])
 
 
 def columns(pieces: Sequence[Piece]) -> int:

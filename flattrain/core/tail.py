@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from flattrain.core.eager import need_separable
-from flattrain.core.losses import output_root
+from flattrain.core.losses import root_vectors
 from flattrain.ranges import Refused
 from flattrain.types import Seen, Tap
 
@@ -52,15 +52,15 @@ def diagonals(seen: Seen, tap: Tap, form: Form) -> Diagonals:
 
 
 def columns_at(seen: Seen, tap: Tap, form: Form) -> list[Tensor]:
-    """The columns g_c of the output Hessian's root pulled back to the layer's output."""
-    columns = output_root(seen, "relative flatness").unbind(-1)
+    """The columns g_c of each example's root of the output Hessian, pulled back to the layer's output."""
+    columns = root_vectors(seen, None, "relative flatness")
     if form == "head":
         if not is_head(seen, tap):
             raise Refused(
                 f"the head form needs {tap.layer!r} to produce the outputs, under cross entropy or squared "
                 "error; use form='probe'"
             )
-        return list(columns)
+        return columns
     return [torch.autograd.grad(seen.outputs, tap.output, column, create_graph=True)[0] for column in columns]
 
 

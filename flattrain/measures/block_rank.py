@@ -80,7 +80,8 @@ def block_rank(
         statistic,
         reduce,
         f"{concave.words}{tikhonov.words}, {_WORDS[approximation]}",
-        combine="rows",
+        # A Kronecker basis is that of all examples together, each weighed as in the whole set.
+        combine="whole" if approximation == "ekfac" else "rows",
         layers=None if layers is None else tuple(layers),
         on_batch=lambda seen, noise: total(pieces(seen), len(seen.outputs)),
         order=2,

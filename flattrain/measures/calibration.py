@@ -10,7 +10,7 @@ convex in β = 1/T:
 
 so Newton's method inside a bracket finds T*. T* > 1 says over-confident, T* < 1 under-confident. Where
 every prediction is right the loss falls until T = 0; where the logits do no better than a constant, until
-T = ∞. Those limits are reported as such.
+T = ∞. Those limits are reported as such. Where the loss is of tokens, i runs over all that it counts.
 """
 
 from __future__ import annotations
@@ -36,13 +36,16 @@ def calibration_error(*, bins: Count = 15) -> Measure:
         place = (confidence * bins).ceil().long() - 1
         inside = (place[:, None] == torch.arange(bins, device=z.device)).to(z.dtype)
         surplus = (predicted == labels).to(z.dtype) - confidence
-        return {"surplus": surplus @ inside / len(z)}  # n_b/n (acc(b) − conf(b)): a mean over examples
+        # The sum of acc(b) − conf(b) over a bin, and how many count: by examples, so that batches combine.
+        n = len(seen.outputs)
+        return {"surplus": surplus @ inside / n, "counted": torch.full_like(z[:1, 0].sum(), len(z) / n)}
 
     return Measure(
         "calibration_error",
         statistic,
-        lambda s: Estimate(s["surplus"].abs().sum()),
+        lambda s: Estimate(s["surplus"].abs().sum() / s["counted"]),
         f"expected calibration error of the confidence, {bins} equal-width bins",
+        combine="examples",
     )
 
 

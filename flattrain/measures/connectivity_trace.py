@@ -2,6 +2,8 @@
 
     (1/n) Σ_i ‖J(x_i) diag θ‖_F²,      J = ∂f/∂θ of the outputs, all trainable parameters, biases too
 
+Of outputs with a row per token, J has the rows of them all: it is a sum over tokens.
+
 Rescaling the weights into and out of a unit of a ReLU net changes θ_k and ∂f/∂θ_k inversely, so every
 entry of J diag θ stays and with it the trace. No output Hessian enters: it is a property of the
 function's outputs, not of the loss.
@@ -43,8 +45,9 @@ def _sketch(seen: Seen, noise: Mapping[str, Tensor]) -> Tensor:
 
 
 def _exact(seen: Seen, uncovered: ghost.Uncovered) -> Tensor:
-    unit = torch.eye(seen.outputs.shape[1], dtype=seen.outputs.dtype, device=seen.outputs.device)
-    rows = [row.expand(seen.outputs.shape) for row in unit]
+    shape = seen.outputs.shape
+    unit = torch.eye(shape[1:].numel(), dtype=seen.outputs.dtype, device=seen.outputs.device)
+    rows = [row.reshape(shape[1:]).expand(shape) for row in unit]
     parts = ghost.pieces(seen, rows, "connectivity_trace", uncovered)
     return torch.stack([ghost.adaptive_squares(part) for part in parts]).sum(0).sum(1).mean()
 
@@ -72,6 +75,7 @@ def connectivity_trace(
         statistic,
         lambda s: mean_of_probes(s["trace"]) if s["trace"].ndim else Estimate(s["trace"]),
         f"trace of the connectivity tangent kernel: mean over examples of ‖J diag θ‖_F², {words}",
+        combine="examples",
         layers=None if form == "exact" else (),
         draws=draws,
         order=2,

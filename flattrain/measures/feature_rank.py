@@ -36,5 +36,6 @@ def feature_rank(*, layer: str = "head") -> Measure:
         statistic,
         reduce,
         f"effective rank (exp-entropy of singular values) of the features entering {layer!r}",
+        combine="examples",
         layers=(layer,),
     )

@@ -53,6 +53,6 @@ def input_jacobian(
         statistic,
         lambda s: Estimate(s["norm"].max() if norm == "max_spectral" else s["norm"]),
         f"{_WORDS[norm]} of the Jacobian of the outputs (logits) in the inputs, exact",
-        combine="rows" if norm == "max_spectral" else "mean",
+        combine="rows" if norm == "max_spectral" else "examples",
         order=2,
     )

@@ -34,6 +34,7 @@ def local_sensitivity() -> Measure:
         mean.reduce,
         "maximum local sensitivity: mean over examples of the largest singular value of the Jacobian of the "
         "outputs (logits) in the inputs, exact",
+        combine="examples",
         order=mean.order,
     )
 
@@ -55,6 +56,7 @@ def network_local_sensitivity(*, layers: tuple[str, ...] | None = None) -> Measu
         lambda s: Estimate(s["sensitivity"]),
         "sum over linear layers of the mean over examples of the largest singular value of the Jacobian of "
         "the outputs (logits) in the layer's input, exact",
+        combine="examples",
         layers=None if layers is None else tuple(layers),
         order=2,
     )

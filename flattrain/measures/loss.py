@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
+from flattrain.core.labels import counted
 from flattrain.ranges import Refused
 from flattrain.types import Estimate, Measure, Seen, Statistic
 
@@ -17,7 +19,10 @@ def _loss(seen: Seen, noise: Mapping[str, Tensor]) -> Statistic:
 def _error(seen: Seen, noise: Mapping[str, Tensor]) -> Statistic:
     if seen.criterion.error is None:
         raise Refused(f"the loss {seen.criterion.name!r} does not say what an error is")
-    return {"error": seen.criterion.error(seen.outputs, seen.target)}
+    outputs, target = counted(seen)
+    share = len(outputs) / len(seen.outputs)
+    wrong = seen.criterion.error(outputs, target) * share if share else seen.outputs.new_zeros(())
+    return {"wrong": wrong, "counted": torch.full_like(wrong, share)}
 
 
 def loss() -> Measure:
@@ -26,10 +31,11 @@ def loss() -> Measure:
 
 
 def error() -> Measure:
-    """Share of wrong predictions: argmax ≠ label, or y f(x) ≤ 0 for ±1 targets."""
+    """Share of wrong predictions: argmax ≠ label, or y f(x) ≤ 0 for ±1 targets; of tokens, all that count."""
     return Measure(
         "error",
         _error,
-        lambda s: Estimate(s["error"]),
+        lambda s: Estimate(s["wrong"] / s["counted"]),
         "share of wrong predictions; an output of exactly 0 is wrong",
+        combine="examples",
     )

@@ -3,7 +3,7 @@
 With one output and ±1 targets, γ_i = y_i f(x_i). Plain, or divided by Π_l ‖W_l‖₂, the product of the
 spectral norms of all linear layers: that quotient ignores the scale of the weights of a bias-free ReLU
 net. It is the leading factor of spectrally-normalised margins (Bartlett, Foster & Telgarsky 2017),
-without their (2,1)-norm correction.
+without their (2,1)-norm correction. Where the loss is of tokens, i runs over all that it counts.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from flattrain.core.functional import linear_taps
-from flattrain.core.labels import classes
+from flattrain.core.labels import rows_and_classes
 from flattrain.ranges import Fraction, checked
 from flattrain.types import Estimate, Measure, Seen, Statistic
 
@@ -23,7 +23,7 @@ _WORDS = {"none": "", "spectral": " divided by the product of the spectral norms
 
 
 def _margins(seen: Seen, normalisation: str) -> Tensor:
-    labels, z = classes(seen, "margin"), seen.outputs
+    z, labels = rows_and_classes(seen, "margin")
     if z.shape[1] == 1:
         margin = z[:, 0] * (2 * labels - 1)
     else:
@@ -38,11 +38,18 @@ def _margins(seen: Seen, normalisation: str) -> Tensor:
 @checked
 def mean_margin(*, normalisation: Literal["none", "spectral"] = "none") -> Measure:
     """(1/n) Σ γ_i."""
+
+    def statistic(seen: Seen, noise: Mapping[str, Tensor]) -> Statistic:
+        margins = _margins(seen, normalisation)
+        total, n = margins.sum(), len(seen.outputs)
+        return {"margin": total / n, "counted": torch.full_like(total, len(margins) / n)}
+
     return Measure(
         "mean_margin",
-        lambda seen, noise: {"margin": _margins(seen, normalisation).mean()},
-        lambda s: Estimate(s["margin"]),
+        statistic,
+        lambda s: Estimate(s["margin"] / s["counted"]),
         f"mean over examples of the output margin z_y − max of the others{_WORDS[normalisation]}",
+        combine="examples",
         layers=None if normalisation == "spectral" else (),
     )
 

@@ -56,5 +56,6 @@ def neural_collapse(*, layer: str = "head") -> Measure:
         _reduce,
         "class-distance-normalised variance: mean over pairs of classes of (V + V') / (2 ‖μ − μ'‖²) of the "
         f"features entering {layer!r}",
+        combine="examples",
         layers=(layer,),
     )

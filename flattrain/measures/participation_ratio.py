@@ -45,6 +45,7 @@ def participation_ratio(*, layer: str = "head") -> Measure:
         statistic,
         reduce,
         f"participation ratio (Σλ)²/Σλ² of the covariance of the features entering {layer!r}",
+        combine="examples",
         layers=(layer,),
     )
 
@@ -61,5 +62,6 @@ def local_dimensionality() -> Measure:
         lambda s: Estimate(s["ratio"]),
         "mean over examples of the participation ratio of J Jᵀ, J the Jacobian of the outputs (logits) in "
         "the inputs, exact",
+        combine="examples",
         order=2,
     )

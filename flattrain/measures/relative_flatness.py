@@ -13,7 +13,8 @@ a linear layer on a sequence, is a linear map on S patches φ_p with one W, z_p 
 
 (each group of a grouped convolution is a layer of its own). Forms, cheapest first:
 
-    head     W is the last layer and S = ∇²_z ℓ is known: closed form, exact, the cost of a plain step
+    head     W is the last layer and S = ∇²_z ℓ is known: closed form, exact, the cost of a plain step. Of
+             tokens too, whose losses do not mix: the sum over p alone
     probe    κ = E vᵀ ∇²_φ ℓ v ‖φ‖², v Rademacher of the shape of φ: one Hessian-vector product per probe
     relu     the tail behind the layer is piecewise linear, so ∇²_z ℓ = Σ_c g_c g_cᵀ with the columns of
              S = L Lᵀ pulled back: κ = mean Σ_c ‖Σ_p φ_p (Wᵀ g_cp)ᵀ‖²_F, exact by K vector-Jacobian products
@@ -67,7 +68,9 @@ def _head(seen: Seen, tap: Tap) -> Tensor:
             f"the head form needs {tap.layer!r} to produce the outputs, under cross entropy or squared "
             "error; use form='probe'"
         )
-    return (tap.input * tap.input).sum(-1) @ output_trace(seen, tap.weight) / len(tap.input)
+    return (
+        (tap.input * tap.input).sum(-1).flatten() @ output_trace(seen, tap.weight).flatten() / len(tap.input)
+    )
 
 
 def _relu(seen: Seen, tap: Tap) -> Tensor:
@@ -162,7 +165,7 @@ def relative_flatness(
     def chosen(seen: Seen, tap: Tap) -> Form:
         if form != "auto":
             return form
-        if is_head(seen, tap) and seen.criterion.trace_with is not None and _one_row(tap):
+        if is_head(seen, tap) and seen.criterion.trace_with is not None and isinstance(tap.module, nn.Linear):
             return "head"
         coupled = any(couples(part) for _, part in seen.norms_after[layer])
         return "probe" if _one_row(tap) and not coupled else "weights"

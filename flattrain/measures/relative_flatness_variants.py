@@ -23,8 +23,10 @@ from einops import einsum
 from torch import Tensor
 
 from flattrain.core.functional import tapped
+from flattrain.core.labels import need_one_row
 from flattrain.core.losses import output_root
 from flattrain.core.tail import Diagonals, Form, diagonals, is_head
+from flattrain.core.weights import relative_weights
 from flattrain.ranges import Refused, checked
 from flattrain.types import Estimate, Measure, Seen, Statistic, Tap
 
@@ -35,7 +37,7 @@ def _variant(
     name: str,
     layer: str,
     form: Form | Literal["auto"],
-    statistic: Callable[[Tap, Diagonals], Statistic],
+    statistic: Callable[[Seen, Tap, Diagonals], Statistic],
     reduce: Callable[[Statistic], Estimate],
     definition: str,
 ) -> Measure:
@@ -44,7 +46,7 @@ def _variant(
     def of_pass(seen: Seen, noise: Mapping[str, Tensor]) -> Statistic:
         tap = tapped(seen, layer)
         cheapest: Form = "head" if is_head(seen, tap) else "exact"
-        return statistic(tap, diagonals(seen, tap, cheapest if form == "auto" else form))
+        return statistic(seen, tap, diagonals(seen, tap, cheapest if form == "auto" else form))
 
     return Measure(name, of_pass, reduce, definition, layers=(layer,), order=_ORDER[form], after=layer)
 
@@ -55,12 +57,15 @@ def normalised_relative_flatness(
 ) -> Measure:
     """κ with features scaled to unit standard deviation; `auto` is exact, in closed form for a head."""
 
-    def statistic(tap: Tap, behind: Diagonals) -> Statistic:
+    def statistic(seen: Seen, tap: Tap, behind: Diagonals) -> Statistic:
         square = tap.input.square()
+        # The deviations of the features are taken over what the loss counts, so that batches combine.
+        own = relative_weights(seen.criterion, seen.outputs, seen.target)
+        own = torch.ones_like(square[:, 0]) if own is None else own
         return {
             "spread": einsum(square, behind.phi, "n j, n k -> j k") / len(square),
-            "mean": tap.input.mean(0),
-            "square": square.mean(0),
+            "mean": (own[:, None] * tap.input).mean(0),
+            "square": (own[:, None] * square).mean(0),
         }
 
     def reduce(s: Statistic) -> Estimate:
@@ -87,7 +92,7 @@ def relative_flatness_max(
 ) -> Measure:
     """Σ_s ‖w_s‖² λ_max(H_{s,s}) over the rows of the layer's weight."""
 
-    def statistic(tap: Tap, behind: Diagonals) -> Statistic:
+    def statistic(seen: Seen, tap: Tap, behind: Diagonals) -> Statistic:
         blocks = einsum(behind.z, tap.input, tap.input, "n s, n i, n j -> s i j") / len(tap.input)
         return {"blocks": blocks, "squares": tap.weight.square().sum(1)}
 
@@ -111,7 +116,7 @@ def simplified_relative_flatness(
 ) -> Measure:
     """‖W‖²_F Tr H of the layer's weight; at least κ where H is positive semi-definite."""
 
-    def statistic(tap: Tap, behind: Diagonals) -> Statistic:
+    def statistic(seen: Seen, tap: Tap, behind: Diagonals) -> Statistic:
         trace = (tap.input.square().sum(1) * behind.z.sum(1)).mean()
         return {"trace": trace, "squares": tap.weight.square().sum()}
 
@@ -130,6 +135,7 @@ def published_fam(*, layer: str = "head") -> Measure:
     """What the released FAM code penalises for the last layer: not κ, and without a curvature gradient."""
 
     def statistic(seen: Seen, noise: Mapping[str, Tensor]) -> Statistic:
+        need_one_row(seen, "published_fam")
         tap = tapped(seen, layer)
         rows, columns = tap.weight.shape
         if not is_head(seen, tap) or rows > columns:

@@ -2,6 +2,8 @@
 
     mean ℓ_i   with standard error   std ℓ_i / √n;   Σ w_i ℓ_i / Σ w_i where the loss weighs its examples
 
+Examples are sequences where the loss is of tokens: tokens of one sequence are no independent sample.
+
 The same number as `measures.loss`, which is exact for its examples and says nothing of others. An estimate of
 the risk only on examples that the network has not been fitted to, nor chosen by.
 """
@@ -13,14 +15,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from flattrain.core.weights import example_weights
 from flattrain.types import Estimate, Measure, Seen, Statistic
 
 
 def _of_examples(seen: Seen, noise: Mapping[str, Tensor]) -> Statistic:
     mean, z, y = seen.criterion.mean, seen.outputs, seen.target
     losses = torch.stack([mean(z[i : i + 1], y[i : i + 1]) for i in range(len(z))])
-    weights = torch.ones_like(losses) if seen.criterion.weights is None else seen.criterion.weights(y)
-    weights = weights.to(losses)
+    weights = example_weights(seen.criterion, z, y).to(losses)
     return {"loss": losses.where(weights > 0, 0.0), "weight": weights}
 
 

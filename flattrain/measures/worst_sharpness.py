@@ -118,4 +118,5 @@ def worst_sharpness(
         f"largest rise of the loss of the {logits} logits over {scale} perturbations of the parameters "
         f"with {norm} norm at most ρ = {rho:g}, by {steps} steps of projected gradient ascent, mean over "
         f"groups of {group} examples",
+        combine="examples",
     )

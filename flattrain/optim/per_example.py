@@ -30,7 +30,8 @@ def per_example_sam(
         optimizer.step()                      # any optimizer
 
     Exact, for models of linear, convolution, embedding and affine normalisation layers, in two passes over
-    the batch; no example has weights of its own. BatchNorm must be in evaluation mode.
+    the batch; no example has weights of its own. BatchNorm must be in evaluation mode. For outputs (n, T, K)
+    with labels (n, T) an example is a sequence, its loss the mean over its tokens (core.losses).
     """
     problem = refusal("NonNegative", rho)
     if problem:

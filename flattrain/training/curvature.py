@@ -18,9 +18,10 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from flattrain.core.fisher import fisher, gauss_newton
 from flattrain.core.functional import Forward, call, outputs_at
-from flattrain.core.losses import mass, recognise
+from flattrain.core.losses import recognise
 from flattrain.core.operators import Batches, hessian
 from flattrain.core.untouched import untouched
+from flattrain.core.weights import mass
 from flattrain.ranges import Refused, checked
 from flattrain.types import Loss, Operator, Params
 

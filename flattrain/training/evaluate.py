@@ -16,10 +16,11 @@ from torch import Tensor
 
 from flattrain.core.functional import see
 from flattrain.core.lanczos import NotFinite
-from flattrain.core.losses import mass
 from flattrain.core.operators import Batches, hessian
 from flattrain.core.probes import draw, stream
+from flattrain.core.rows import below
 from flattrain.core.untouched import untouched
+from flattrain.core.weights import mass
 from flattrain.ranges import Refused
 from flattrain.training.objective import layers_of
 from flattrain.types import Contrast, Estimate, Measure, Network, Operator, Params, Seen, Spectral, Statistic
@@ -63,21 +64,43 @@ def contrast_on(
 
 def _reduced(measure: Measure, network: Network, batches: Batches, key: Key) -> Estimate:
     if measure.combine == "whole":
-        xs, ys = zip(*batches, strict=True)
-        batches = [(torch.cat(xs), torch.cat(ys))]
+        batches = [_whole(measure, batches)]
     total: dict[str, Tensor] = {}
     layers = layers_of(network.module, measure)
-    total_mass = sum(mass(network.criterion, y) for _, y in batches)
-    if not total_mass:
+    share = shares(measure, network, [y for _, y in batches])
+    if not sum(share):
         raise Refused("no examples: a measure needs at least one batch of (x, y)")
     for k, (x, y) in enumerate(batches):
+        if not share[k]:  # all of its labels are ignored: it has no mean
+            continue
         for name, value in statistic_of(measure, network, x, y, layers, k, key).items():
             if measure.combine == "rows":
-                total[name] = torch.cat([total[name], value]) if k else value
+                total[name] = below(total[name], value) if name in total else value
             else:
-                part = value * (mass(network.criterion, y) / total_mass)
-                total[name] = total[name] + part if k else part
+                part = value * share[k]
+                if name in total and total[name].shape != part.shape:
+                    raise Refused(
+                        f"{measure.name}: batches of different shapes do not combine; pad them to one length"
+                    )
+                total[name] = total[name] + part if name in total else part
     return measure.reduce(total)
+
+
+def _whole(measure: Measure, batches: Batches) -> tuple[Tensor, Tensor]:
+    xs, ys = zip(*batches, strict=True)
+    if len({(x.shape[1:], y.shape[1:]) for x, y in zip(xs, ys, strict=True)}) > 1:
+        raise Refused(
+            f"{measure.name} takes the data set as a single batch, and its batches have different shapes; "
+            "pad them to one length"
+        )
+    return torch.cat(xs), torch.cat(ys)
+
+
+def shares(measure: Measure, network: Network, targets: list[Tensor]) -> list[float]:
+    """What each batch counts in the whole."""
+    by_number = measure.combine == "examples"
+    counts = [float(len(y)) if by_number else mass(network.criterion, y) for y in targets]
+    return [count / sum(counts) if count else 0.0 for count in counts]
 
 
 def statistic_of(

@@ -12,11 +12,11 @@ import torch
 
 from flattrain.core.collective import summed
 from flattrain.core.lanczos import NotFinite
-from flattrain.core.losses import mass
 from flattrain.core.operators import averaged
 from flattrain.core.probes import stream
 from flattrain.core.untouched import untouched
-from flattrain.training.evaluate import Key, chunks, evaluate, operator_on, statistic_of
+from flattrain.core.weights import mass
+from flattrain.training.evaluate import Key, chunks, evaluate, operator_on, shares, statistic_of
 from flattrain.training.objective import layers_of
 from flattrain.training.ranks import Ranks
 from flattrain.types import Estimate, Measure, Network, Spectral, Statistic
@@ -27,7 +27,7 @@ def evaluate_together(
 ) -> Estimate:
     """The measure on the examples (x, y), of which every process has all, as every process knows it."""
     few = len(y) < ranks.world
-    alike = isinstance(measure, Measure) and measure.combine != "mean"
+    alike = isinstance(measure, Measure) and measure.combine in ("rows", "whole")
     if not ranks.several or few or alike:
         return evaluate(measure, network, x, y, key)
     with untouched(network.module):
@@ -41,15 +41,16 @@ def _statistic(
     measure: Measure, network: Network, x: torch.Tensor, y: torch.Tensor, key: Key, ranks: Ranks
 ) -> Statistic:
     batches = chunks(x, y)
-    share = {k: mass(network.criterion, its) for k, (_, its) in enumerate(batches)}
+    share = shares(measure, network, [its for _, its in batches])
     mine = list(range(ranks.rank, len(batches), ranks.world))
     layers = layers_of(network.module, measure)
     out: Statistic = {}
     # Who has no batch computes one for the shapes, and counts it nothing.
     for k in mine or [0]:
-        part = share[k] / sum(share.values()) if mine else 0.0
+        part = share[k] if mine else 0.0
         for name, value in statistic_of(measure, network, *batches[k], layers, k, key).items():
-            out[name] = out[name] + value * part if name in out else value * part
+            own = value * part if part else torch.zeros_like(value)
+            out[name] = out[name] + own if name in out else own
     return dict(zip(out, summed(tuple(out.values())), strict=True))
 
 

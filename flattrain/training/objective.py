@@ -14,9 +14,10 @@ from flattrain.core.eager import guard
 from flattrain.core.functional import Forward, call, only, outputs_at, see
 from flattrain.core.ghost_sam import per_example_sam
 from flattrain.core.layers import covered_layers, with_ties
+from flattrain.core.weights import relative_weights
 from flattrain.ranges import Refused, refusal
 from flattrain.training.ranks import ALONE, Ranks
-from flattrain.training.union import need_shares, union, weight_of
+from flattrain.training.union import need_shares, union, weights_of
 from flattrain.types import Batch, Draw, GradFn, Logs, Loss, Measure, Params, Seen
 
 
@@ -71,8 +72,8 @@ class Objective:
         for k, (measure, _), mine in parts:
             guard(measure, mine)
             found[str(k)] = measure.statistic(mine, _own(noise, k))
-        rows = [str(k) for k, (measure, _), _ in parts if measure.combine == "rows"]
-        whole = union(found, rows, weight_of(self.criterion, seen.target), self.ranks)
+        ways = {"loss": "mean", **{str(k): measure.combine for k, (measure, _), _ in parts}}
+        whole = union(found, ways, weights_of(self.criterion, seen.target), self.ranks)
         value = whole["loss"]["loss"]
         logs = {"loss": value.detach()}
         for k, (measure, weight), _ in parts:
@@ -128,11 +129,10 @@ class Objective:
         def one(outputs: Tensor, target: Tensor) -> Tensor:
             return self.criterion.mean(outputs[None], target[None])
 
-        each: Tensor = vmap(one)(self.outputs(params, batch), batch.y)
-        if self.criterion.weights is None:
-            return each
-        w = self.criterion.weights(batch.y)
-        return each * (w * len(w) / w.sum()).to(each.dtype)
+        outputs = self.outputs(params, batch)
+        each: Tensor = vmap(one)(outputs, batch.y)
+        relative = relative_weights(self.criterion, outputs, batch.y)
+        return each if relative is None else each * relative
 
 
 def on_batch(measure: Measure, seen: Seen, noise: dict[str, Tensor]) -> Tensor:

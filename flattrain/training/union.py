@@ -1,7 +1,8 @@
 """The statistics of the union of the batches of several processes, differentiable.
 
-    mean   s = Σ_r m_r s_r / Σ_r m_r,   m_r the mass of process r's share (its examples, or their weights)
-    rows   the rows of all processes, in their order
+    mean       s = Σ_r m_r s_r / Σ_r m_r,   m_r the mass of process r's share (its rows, or their weights)
+    examples   the same with m_r the number of its examples
+    rows       the rows of all processes, in their order
 
 One sum over the processes carries all of it, so a step with any number of penalties sends what one with a
 plain loss does, and the statistics. What does not combine cannot be shared and is refused.
@@ -9,7 +10,7 @@ plain loss does, and the statistics. What does not combine cannot be shared and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -40,26 +41,39 @@ def need_shares(module: nn.Module, criterion: Loss, measures: Iterable[Measure])
             )
 
 
-def weight_of(criterion: Loss, target: Tensor) -> Tensor:
-    """m (): how much a share counts in the mean over the union."""
+def weights_of(criterion: Loss, target: Tensor) -> Params:
+    """m () of the two means: how much a share counts in the union."""
+    number = torch.full((), float(len(target)), device=target.device)
     if criterion.weights is not None:
-        return criterion.weights(target).sum()
-    return torch.full((), float(len(target)), device=target.device)
+        return {"mean": criterion.weights(target).sum(), "examples": number}
+    return {
+        "mean": number if criterion.factor is None else torch.full_like(number, target.numel()),
+        "examples": number,
+    }
 
 
-def union(found: dict[str, Statistic], rows: Sequence[str], mass: Tensor, ranks: Ranks) -> dict[str, Params]:
-    """The statistics {measure: {name: tensor}} of all processes, from those of this one."""
-    place = _places(found, rows, ranks)
-    sent: Params = {"mass": mass.to(found["loss"]["loss"].dtype)}
+def union(
+    found: dict[str, Statistic], combine: Mapping[str, str], counts: Params, ranks: Ranks
+) -> dict[str, Params]:
+    """The statistics {measure: {name: tensor}} of all processes, from those of this one.
+
+    combine : {measure: "mean", "examples" or "rows"};  counts : of this process, `weights_of`.
+    """
+    place = _places(found, [name for name, way in combine.items() if way == "rows"], ranks)
+    dtype = found["loss"]["loss"].dtype
+    sent: Params = {way: m.to(dtype) for way, m in counts.items() if way in combine.values()}
     for measure, statistic in found.items():
         for name, value in statistic.items():
-            key = f"{measure}/{name}"
-            sent[key] = _among(value, *place[key]) if measure in rows else value * mass.to(value.dtype)
+            key, way = f"{measure}/{name}", combine[measure]
+            sent[key] = _among(value, *place[key]) if way == "rows" else value * counts[way].to(value.dtype)
     back = total(sent)
     out: dict[str, Params] = {}
     for measure, statistic in found.items():
-        scale = (lambda t: t) if measure in rows else (lambda t: t / back["mass"].to(t.dtype))
-        out[measure] = {name: scale(back[f"{measure}/{name}"]) for name in statistic}
+        found_here = {name: back[f"{measure}/{name}"] for name in statistic}
+        way = combine[measure]
+        out[measure] = (
+            found_here if way == "rows" else {k: t / back[way].to(t.dtype) for k, t in found_here.items()}
+        )
     return out
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import zoo
-from laws import on_batch_is_reduce, value_of, vmap_is_loop
+from laws import on_batch_is_reduce, one_batch_is_many, value_of, vmap_is_loop
 from torch import nn
 from torch.nn import functional as F
 
@@ -127,3 +127,23 @@ def test_columns_one_after_the_other_are_columns_together():
         torch.testing.assert_close(apart[layer][1].matrix(), b.matrix(), rtol=1e-12, atol=1e-13)
         summed += b.rows is not None and apart[layer][1].rows is None
     assert summed
+
+
+@pytest.mark.parametrize("sharing", ["expand", "reduce"])
+@pytest.mark.parametrize("name", ["mlp", "convolution", "padded", "tied"])
+def test_an_ignored_example_is_not_there(name, sharing):
+    net, x = zoo.build(name)
+    y = zoo.targets(net, x, LOSS).clamp(min=1)
+    y[1] = y[4] = 0
+    measure, criterion = soft_rank(lam=0.05, sharing=sharing), recognise(nn.CrossEntropyLoss(ignore_index=0))
+    kept = y > 0
+    wanted = value_of(measure, net, recognise(LOSS), x[kept], y[kept])
+    torch.testing.assert_close(value_of(measure, net, criterion, x, y), wanted, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("name", ["convolution", "padded", "tied", "transformer"])
+def test_weighted_batches_combine(name):
+    net, x = zoo.build(name)
+    criterion = recognise(zoo.class_weights(net, x))
+    measure = soft_rank(lam=0.05, uncovered="ignore")
+    one_batch_is_many(measure, net, x, zoo.targets(net, x, LOSS), criterion)

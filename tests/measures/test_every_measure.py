@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import copy
 import math
+from itertools import pairwise
 
 import oracles
 import pytest
 import torch
 
-from flattrain.core.losses import cross_entropy, squared_error
+from flattrain.core.functional import see
+from flattrain.core.losses import cross_entropy, recognise, squared_error
 from flattrain.core.probes import draw, stream
 from flattrain.lab import catalog
 from flattrain.problems.matrix_sensing import DeepLinear
+from flattrain.ranges import Refused
 from flattrain.training import evaluate as module_under_test
-from flattrain.training.evaluate import evaluate
-from flattrain.training.objective import Penalty, build
-from flattrain.types import Network
+from flattrain.training.evaluate import evaluate, evaluate_on
+from flattrain.training.objective import Penalty, build, layers_of
+from flattrain.types import Measure, Network
 
 TWO_LAYERS = {"two_layer_trace", "gauss_newton_frobenius", "path_norm"}  # want hidden, head and one output
 TWO_SETS = {"representativeness"}
@@ -91,3 +94,25 @@ def test_every_penalty_has_a_gradient(name):
     size = float(torch.stack([g.square().sum() for g in grads]).sum().sqrt())
     assert math.isfinite(size) and size > 1e-4 * abs(float(penalty.detach())) > 0
     assert len(logs) == 2
+
+
+@pytest.mark.parametrize("name", sorted(set(catalog.MEASURES) - TWO_LAYERS - TWO_SETS - DEEP_LINEAR))
+def test_batches_of_a_loss_with_weights_combine(name):
+    """Class weights and ignored labels count uneven batches unevenly, and the last of them not at all."""
+    net, x, y, _ = problem(name)
+    y[30:], y[5] = -1, -1
+    loss = recognise(torch.nn.CrossEntropyLoss(weight=torch.tensor([0.3, 1.0, 2.0]), ignore_index=-1))
+    network = Network(net, loss, oracles.trainable(net), {})
+    measure = built(catalog.MEASURES, name)
+    if name == "gap_estimate":
+        with pytest.raises(Refused, match="examples must weigh the same"):
+            evaluate_on(measure, network, [(x, y)], ("k",))
+        return
+    if isinstance(measure, Measure):
+        seen = see(net, loss, x, y, layers=layers_of(net, measure))
+        if name == "worst_sharpness" or any(want.per_example for want in measure.draws(seen).values()):
+            pytest.skip("its groups, or its draws, are those of a batch")
+    cuts = (0, 3, 17, 30, 40)
+    parts = [(x[a:b], y[a:b]) for a, b in pairwise(cuts)]
+    many, one = (float(evaluate_on(measure, network, batches, ("k",)).value) for batches in (parts, [(x, y)]))
+    assert many == pytest.approx(one, rel=1e-9, abs=1e-12) and math.isfinite(one)

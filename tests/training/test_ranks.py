@@ -16,6 +16,7 @@ from flattrain.lab import catalog
 from flattrain.lab.run import OF_ROWS
 from flattrain.measures.fisher_rank import fisher_rank
 from flattrain.measures.gradient_norm import squared_gradient_norm
+from flattrain.measures.local_sensitivity import local_sensitivity
 from flattrain.measures.soft_rank import soft_rank
 from flattrain.problems.digits import digits
 from flattrain.problems.networks import mlp
@@ -138,10 +139,10 @@ def test_averaging_gradients_would_be_wrong(ranks):
 
 
 def weighted(rank):
-    params, shared, mine, alone, whole = both(
-        squared_gradient_norm(), rank, recognise(nn.CrossEntropyLoss(weight=torch.tensor([0.3, 1.0, 2.0])))
-    )
-    close(shared.gradient()(params, mine)[0], alone.gradient()(params, whole)[0])
+    criterion = recognise(nn.CrossEntropyLoss(weight=torch.tensor([0.3, 1.0, 2.0])))
+    for measure in (squared_gradient_norm(), soft_rank(), local_sensitivity()):  # the last is not of the loss
+        params, shared, mine, alone, whole = both(measure, rank, criterion)
+        close(shared.gradient()(params, mine)[0], alone.gradient()(params, whole)[0])
     with pytest.raises(Refused, match="class weights cannot be shared"):
         both(fisher_rank(), rank, recognise(nn.CrossEntropyLoss(weight=torch.tensor([0.3, 1.0, 2.0]))))
 

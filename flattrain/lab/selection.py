@@ -49,9 +49,19 @@ def only_point(table: Table, arm: str, at: At) -> Point:
 
 
 def values(table: Table, quantity: str, arm: str, at: At, spec: Mapping[str, Any]) -> Values:
-    """One value per seed, in the order of the seeds: final, or where `when` says."""
-    found = by_seed(table, quantity, arm, only_point(table, arm, at), spec.get("when"))
-    return np.array([found[s] for s in sorted(found)]) / spec.get("divided_by", 1.0)
+    """One value per seed, in the order of the seeds: final, or where `when` says.
+
+    `divided_by` is a number, or another quantity of the same runs.
+    """
+    point, over = only_point(table, arm, at), spec.get("divided_by", 1.0)
+    found = by_seed(table, quantity, arm, point, spec.get("when"))
+    mine = np.array([found[s] for s in sorted(found)])
+    if not isinstance(over, str):
+        return mine / over
+    below = by_seed(table, over, arm, point, spec.get("when"))
+    if any(value == 0 for value in below.values()):
+        raise Void(f"{over} of {arm} is 0: there is no ratio")
+    return mine / np.array([below[s] for s in sorted(found)])
 
 
 def by_seed(

@@ -32,7 +32,8 @@ def built(registry, name):
     return catalog.build(choice, probes=3)
 
 
-DEEP_LINEAR = {"deep_linear_trace", "product_nuclear_norm"}  # have a model of their own, and real targets
+# These have a model of their own, and real targets.
+DEEP_LINEAR = {"deep_linear_trace", "product_nuclear_norm", "trace_floor"}
 
 
 def problem(name):

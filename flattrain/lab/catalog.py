@@ -19,6 +19,7 @@ DATASETS = {
     "parity": "problems.parity:parity",
     "digits": "problems.digits:digits",
     "matrix_sensing": "problems.matrix_sensing:matrix_sensing",
+    "unit_vectors": "problems.toys:unit_vectors",
     "mnist": "problems.idx:mnist",
     "fashion_mnist": "problems.idx:fashion_mnist",
 }
@@ -29,6 +30,9 @@ MODELS = {
     "mlp": "problems.networks:mlp",
     "cnn": "problems.networks:cnn",
     "deep_linear": "problems.matrix_sensing:deep_linear",
+    "valley": "problems.toys:valley",
+    "quadratic": "problems.toys:quadratic",
+    "exponential_pair": "problems.toys:exponential_pair",
 }
 LOSSES = ("cross_entropy", "squared_error", "mean_squared_error")
 OPTIMIZERS = {
@@ -51,6 +55,7 @@ RULES = {
     "usam": "rules.sam:usam",
     "m_sam": "rules.sam:m_sam",
     "n_step_sam": "rules.multi_step:n_step_sam",
+    "ascended_loss": "rules.ascended_loss:ascended_loss",
     "asam": "rules.adaptive:asam",
     "sam_on": "rules.norm_only:sam_on",
     "gsam": "rules.gradient_pair:gsam",
@@ -127,6 +132,10 @@ MEASURES = {
     "path_norm": "measures.norms:path_norm",
     "product_nuclear_norm": "measures.deep_linear_trace:product_nuclear_norm",
     "trace_floor": "measures.deep_linear_trace:trace_floor",
+    "distance_to_top": "measures.landmarks:distance_to_top",
+    "distance_to_smallest": "measures.landmarks:distance_to_smallest",
+    "distance_to_trace": "measures.landmarks:distance_to_trace",
+    "distance_to_logarithmic": "measures.landmarks:distance_to_logarithmic",
     "mean_margin": "measures.margins:mean_margin",
     "margin_quantile": "measures.margins:margin_quantile",
     "calibration_error": "measures.calibration:calibration_error",

@@ -10,7 +10,7 @@ from flattrain.lab.scope import ARM, Scope
 from flattrain.ranges import Refused, refusal, suggest
 
 ONE = ("quantity", "arm", "at", "when", "divided_by")
-PAIR = ("quantity", "arm", "at", "when", "versus", "versus_at")
+PAIR = (*ONE, "versus", "versus_at")
 RUNS = ("arm", "arms", "at", "when")
 TESTS: dict[str, tuple[str, ...]] = {
     "median": ONE,

@@ -130,6 +130,10 @@ def test_a_quantity_may_be_divided_by_another_of_the_same_run():
     gate = {"quantity": "error", "arm": "a", "at": {"n": 10}, "divided_by": "loss", "at_most": 2.5}
     unmet = verdict(MEDIAN, {"above": 0}, values, void_unless=[gate])
     assert unmet.verdict == "void" and "its median is 3" in unmet.reason
+    two = values | {("b", 10, "error"): [3.0, 8.0, 12.0], ("b", 10, "loss"): [1.0, 2.0, 4.0]}
+    pair = {"quantity": "error", "arm": "b", "versus": "a", "at": {"n": 10}, "divided_by": "loss"}
+    assert verdict({"difference": pair}, {"above": 0}, two).interval.estimate == 1  # of 1, 1 and -1
+    assert verdict({"lower": pair}, {"above": 0}, two).interval.estimate == pytest.approx(1 / 3)
     none = verdict(test, {"above": 0}, values | {("a", 10, "loss"): [1.0, 0.0, 3.0]})
     assert none.verdict == "void" and "loss of a is 0: there is no ratio" in none.reason
     with pytest.raises(Refused, match=r"divided_by: 'los' is not measured.*did you mean 'loss'"):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flattrain.lab import catalog
-from flattrain.lab.arms import arm_cells, names, need_values
+from flattrain.lab.arms import arm_cells, measured, names, need_values
 from flattrain.lab.cell import Cell, Tuning, digest, place
 from flattrain.lab.claims import Claim, read_claims, read_correction
 from flattrain.lab.device import DEVICES
@@ -63,18 +63,19 @@ def read(name: str, raw: dict[str, Any]) -> Recipe:
     if dataset is not None:
         catalog.choose(catalog.DATASETS, dataset, "problem.dataset")
     axes = _axes(raw["grid"])
-    measures = _measures(raw["measures"])
+    parts = measured(raw["measures"], "measures")
     cells: list[Cell] = []
     tunings: list[Tuning] = []
     for arm, changes in raw["arms"].items():
-        made, tuned = arm_cells(name, str(arm), changes or {}, raw, axes, measures)
+        made, tuned = arm_cells(name, str(arm), changes or {}, raw, axes)
         cells += made
         tunings += tuned
     stated = [str(a) for a, changes in raw["arms"].items() if "budget" in ((changes or {}).get("tune") or {})]
     need_equal({t.of[0]: t.spec.runs for t in tunings}, stated)
     points = {axis: {c.point[axis] for c in cells if axis in c.point} for axis in axes}
-    quantities = (*names(measures["along"]), *names(measures["end"]), EVALUATIONS)
-    scope = Scope(tuple(map(str, raw["arms"])), points, quantities)
+    every = [parts, *(c.spec["measures"] for c in cells)]
+    quantities = tuple(dict.fromkeys([n for m in every for n in (*names(m["along"]), *names(m["end"]))]))
+    scope = Scope(tuple(map(str, raw["arms"])), points, (*quantities, EVALUATIONS))
     return Recipe(
         name,
         raw["title"] or name,
@@ -99,20 +100,3 @@ def _axes(grid: Any) -> dict[str, tuple[str, list[Any]]]:
         need_values(f"grid.{axis}.values", entry["values"])
         axes[str(axis)] = (str(entry["key"]), entry["values"])
     return axes
-
-
-def _measures(spec: Any) -> dict[str, list[Any]]:
-    for part in spec:
-        if part not in ("along", "end"):
-            raise Refused(f"measures: unknown key {part!r}; known: along, end")
-    lists = {part: spec.get(part) or [] for part in ("along", "end")}
-    seen: set[str] = set()
-    for part, entries in lists.items():
-        if not isinstance(entries, list):
-            raise Refused(f"measures.{part} must be a list, got {entries!r}")
-        for k, entry in enumerate(entries):
-            name = catalog.choose(catalog.MEASURES, entry, f"measures.{part}[{k}]").name
-            if name in seen:
-                raise Refused(f"measures.{part}[{k}]: {name} is measured twice")
-            seen.add(name)
-    return lists

@@ -87,13 +87,15 @@ def deep_linear(
     width: Count | None = None,
     gain: Positive = 1.0,
     factors: Literal["normal", "flattest"] = "normal",
+    balance: Positive = 1.0,
 ) -> Model:
     """L = `depth` factors; `width` of the inner ones, by default the matrix's.
 
     normal    entries start with deviation gain · (size · width^(L−1))^(−1/(2L)), so that E‖W_L … W_1‖_F² =
               gain^2L times the square matrix's size.
     flattest  constructed, not trained: the factors of least trace under isotropic measurements, of the matrix
-              of least nuclear norm that meets the training measurements. `gain` has no part in it.
+              of least nuclear norm that meets the training measurements. W_1 is multiplied by `balance` and
+              W_L divided by it: the same matrix, sharper. `gain` has no part in it.
     """
     if depth < 2:
         raise Refused(f"deep_linear: depth must be >= 2, got {depth}: one factor is linear regression")
@@ -108,6 +110,7 @@ def deep_linear(
         if factors == "flattest":
             found = least_nuclear_norm(split.train_x, split.train_y).matrix
             each = flattest_factors(found, depth, width or max(found.shape))
+            each = [balance * each[0], *each[1:-1], each[-1] / balance]
             return {f"factors.{k}": w.to(split.train_y.dtype) for k, w in enumerate(each)}
         rows, inner = split.train_x.shape[1], width or max(split.train_x.shape[1:])
         scale = gain * (rows * inner ** (depth - 1)) ** (-1 / (2 * depth))

@@ -46,7 +46,9 @@ def curvatures(z: Tensor) -> tuple[Tensor, Tensor]:
 class Toy(nn.Module):
     """f_k(θ) for the k-th unit vector; `landmarks` names points in the space of some of its parameters."""
 
-    landmarks: dict[str, dict[str, Tensor]]
+    def __init__(self) -> None:
+        super().__init__()
+        self.landmarks: dict[str, dict[str, Tensor]] = {}
 
     def values(self) -> Tensor:
         """f (n,)."""

@@ -5,10 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from flattrain.core.losses import squared_error
+from flattrain.measures.deep_linear_trace import deep_linear_trace
 from flattrain.problems.flattest_factors import flattest_factors
 from flattrain.problems.matrix_sensing import deep_linear, matrix_sensing
 from flattrain.problems.nuclear_norm import least_nuclear_norm
 from flattrain.ranges import Refused
+from flattrain.training.measured import measured
 
 
 def normal(*shape, seed=0):
@@ -99,3 +102,19 @@ def test_the_flattest_start_has_the_least_nuclear_norm_among_interpolators(depth
     torch.testing.assert_close(module(split.train_x)[:, 0], split.train_y, rtol=1e-4, atol=1e-5)
     wanted = least_nuclear_norm(split.train_x, split.train_y).above
     assert nuclear(module.product()) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_balance_leaves_the_matrix_and_makes_it_sharper():
+    split = matrix_sensing(size=5, rank=1, train=25, measurements="entries")(1).each(torch.Tensor.double)
+    found = {}
+    for balance in (1.0, 2.0):
+        model = deep_linear(depth=3, factors="flattest", balance=balance)
+        module = model.build(split)
+        for name, value in model.start(module, split, torch.Generator()).items():
+            module.get_parameter(name).data = value
+        trace = measured(module, squared_error, [(split.train_x, split.train_y)], deep_linear_trace())
+        found[balance] = module.product(), float(trace.value), module.factors[0].norm()
+    torch.testing.assert_close(found[1.0][0], found[2.0][0])
+    assert float(found[2.0][2] / found[1.0][2]) == pytest.approx(2, rel=1e-12)
+    # Of the three equal terms the first has W_L alone in it, the last W_1, and the inner one both.
+    assert found[2.0][1] / found[1.0][1] == pytest.approx((1 / 4 + 1 + 4) / 3, rel=1e-10)

@@ -7,13 +7,15 @@ import itertools
 import math
 from typing import Any
 
+from flattrain.lab import catalog
 from flattrain.lab.cell import Cell, Tuning
 from flattrain.lab.spec import MOST, cell_spec, need_validation
 from flattrain.lab.tune_spec import BY, TuneSpec, read_tune
 from flattrain.ranges import Refused, suggest
 
 ARM_KEYS = (
-    "problem", "model", "rule", "penalties", "train", "step_size", "average", "precision", "tune", "grid"
+    "problem", "model", "rule", "penalties", "train", "step_size", "average", "precision", "tune", "grid",
+    "measures",
 )  # fmt: skip
 NAMED = (
     "dataset",
@@ -29,13 +31,35 @@ def names(entries: list[Any]) -> list[str]:
     return [e if isinstance(e, str) else next(iter(e)) for e in entries]
 
 
+def measured(spec: Any, where: str) -> dict[str, list[Any]]:
+    """The measures along the way and at the end, checked; each is named once."""
+    if not isinstance(spec, dict):
+        raise Refused(f"{where} must be a table of along and end, got {spec!r}")
+    for part in spec:
+        if part not in ("along", "end"):
+            raise Refused(f"{where}: unknown key {part!r}; known: along, end")
+    lists = {part: spec.get(part) or [] for part in ("along", "end")}
+    seen: set[str] = set()
+    for part, entries in lists.items():
+        if not isinstance(entries, list):
+            raise Refused(f"{where}.{part} must be a list, got {entries!r}")
+        for k, entry in enumerate(entries):
+            name, _ = catalog.measured(entry, f"{where}.{part}[{k}]")
+            if name in seen:
+                raise Refused(
+                    f"{where}.{part}[{k}]: {name} is measured twice; give one of them a name of its own, "
+                    f"{{NAME: {{{name}: {{…}}}}}}"
+                )
+            seen.add(name)
+    return lists
+
+
 def arm_cells(
     name: str,
     arm: str,
     changes: Any,
     raw: dict[str, Any],
     axes: dict[str, tuple[str, list[Any]]],
-    measures: dict[str, list[Any]],
 ) -> tuple[list[Cell], list[Tuning]]:
     """An arm's cells, and how they are tuned."""
     if not isinstance(changes, dict):
@@ -54,6 +78,7 @@ def arm_cells(
     # Runs of before there was tuning have no such key.
     base = {"tune": None} | {key: raw[key] for key in ARM_KEYS if key in raw and key != "grid"}
     merged = merge(base, {k: v for k, v in changes.items() if k != "grid"})
+    measures = measured(merged["measures"], f"arms.{arm}.measures")
     seeds = range(raw["first_seed"], raw["first_seed"] + raw["seeds"])
     keys = {axis: key for axis, (key, _) in axes.items()}
     tune = read_tune(merged["tune"], f"arms.{arm}.tune", name, keys, seeds)

@@ -10,7 +10,7 @@ from flattrain.lab.scope import ARM, Scope
 from flattrain.ranges import Refused, refusal, suggest
 
 ONE = ("quantity", "arm", "at", "when", "divided_by")
-PAIR = ("quantity", "arm", "at", "when", "versus", "versus_at")
+PAIR = (*ONE, "versus", "versus_at")
 RUNS = ("arm", "arms", "at", "when")
 TESTS: dict[str, tuple[str, ...]] = {
     "median": ONE,
@@ -90,7 +90,7 @@ def check_condition(spec: Any, where: str, scope: Scope, arm: bool = True) -> No
     if arm:
         scope.need_arm(spec.get("arm"), f"{where}.arm")
         scope.need_point(spec.get("at"), f"{where}.at")
-    check_number(spec, "divided_by", "Positive", where)
+    check_divisor(spec, where, scope)
     region({k: v for k, v in spec.items() if k in REGIONS}, where)
 
 
@@ -100,6 +100,14 @@ def check_keys(settings: Any, keys: tuple[str, ...], where: str) -> None:
     for key in settings:
         if key not in keys:
             raise Refused(f"{where}: unknown key {key!r}{suggest(str(key), keys)}")
+
+
+def check_divisor(settings: dict[str, Any], where: str, scope: Scope) -> None:
+    """`divided_by`: a number, or a quantity of the same runs."""
+    if isinstance(settings.get("divided_by"), str):
+        scope.need_quantity(settings["divided_by"], f"{where}.divided_by")
+        return
+    check_number(settings, "divided_by", "Positive", where)
 
 
 def check_number(settings: dict[str, Any], key: str, kind: str, where: str) -> None:
@@ -129,7 +137,8 @@ def _check_numbers(kind: str, settings: dict[str, Any], where: str, scope: Scope
         region({k: v for k, v in settings.items() if k in REGIONS}, where)
     if "among" in settings:
         check_condition(settings["among"], f"{where}.among", scope, arm=False)
-    for key in ("divided_by", "z", "examples"):
+    check_divisor(settings, where, scope)
+    for key in ("z", "examples"):
         check_number(settings, key, "Positive", where)
     reference = settings.get("reference", 0.0)
     if refusal("float", reference) and reference not in scope.quantities:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flattrain.lab import catalog
-from flattrain.lab.arms import arm_cells, names, need_values
+from flattrain.lab.arms import arm_cells, measured, names, need_values
 from flattrain.lab.cell import Cell, Tuning, digest, place
 from flattrain.lab.claims import Claim, read_claims, read_correction
 from flattrain.lab.derived import Derived, read_derived
@@ -66,19 +66,20 @@ def read(name: str, raw: dict[str, Any]) -> Recipe:
     if dataset is not None:
         catalog.choose(catalog.DATASETS, dataset, "problem.dataset")
     axes = _axes(raw["grid"])
-    measures = _measures(raw["measures"])
+    parts = measured(raw["measures"], "measures")
     cells: list[Cell] = []
     tunings: list[Tuning] = []
     for arm, changes in raw["arms"].items():
-        made, tuned = arm_cells(name, str(arm), changes or {}, raw, axes, measures)
+        made, tuned = arm_cells(name, str(arm), changes or {}, raw, axes)
         cells += made
         tunings += tuned
     stated = [str(a) for a, changes in raw["arms"].items() if "budget" in ((changes or {}).get("tune") or {})]
     need_equal({t.of[0]: t.spec.runs for t in tunings}, stated)
     points = {axis: {c.point[axis] for c in cells if axis in c.point} for axis in axes}
-    measured = (*names(measures["along"]), *names(measures["end"]), EVALUATIONS)
-    derived = read_derived(raw.get("derived"), measured)
-    quantities = (*measured, *(d.name for d in derived))
+    every = [parts, *(c.spec["measures"] for c in cells)]
+    taken = dict.fromkeys([n for m in every for n in (*names(m["along"]), *names(m["end"]))])
+    derived = read_derived(raw.get("derived"), (*taken, EVALUATIONS))
+    quantities = (*taken, EVALUATIONS, *(d.name for d in derived))
     scope = Scope(tuple(map(str, raw["arms"])), points, quantities)
     return Recipe(
         name,
@@ -105,23 +106,3 @@ def _axes(grid: Any) -> dict[str, tuple[str, list[Any]]]:
         need_values(f"grid.{axis}.values", entry["values"])
         axes[str(axis)] = (str(entry["key"]), entry["values"])
     return axes
-
-
-def _measures(spec: Any) -> dict[str, list[Any]]:
-    for part in spec:
-        if part not in ("along", "end"):
-            raise Refused(f"measures: unknown key {part!r}; known: along, end")
-    lists = {part: spec.get(part) or [] for part in ("along", "end")}
-    seen: set[str] = set()
-    for part, entries in lists.items():
-        if not isinstance(entries, list):
-            raise Refused(f"measures.{part} must be a list, got {entries!r}")
-        for k, entry in enumerate(entries):
-            name, _ = catalog.measured(entry, f"measures.{part}[{k}]")
-            if name in seen:
-                raise Refused(
-                    f"measures.{part}[{k}]: {name} is measured twice; give one of them a name of its own, "
-                    f"{{NAME: {{{name}: {{…}}}}}}"
-                )
-            seen.add(name)
-    return lists

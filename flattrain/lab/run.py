@@ -19,6 +19,7 @@ from flattrain.lab.device import in_words, set_up
 from flattrain.lab.measuring import estimate, on, row
 from flattrain.lab.spec import EVALUATIONS
 from flattrain.problems.split import Model, Split
+from flattrain.problems.toys import Toy
 from flattrain.problems.two_layer import LayerNormed, TwoLayer
 from flattrain.ranges import Refused
 from flattrain.rules.compose import compose
@@ -126,7 +127,8 @@ class Experiment:
     def _measure(self, entry: Any) -> tuple[str, Measure | Spectral | Contrast]:
         name, choice = catalog.measured(entry, "measures")
         clamp = self.module.clamp if isinstance(self.module, LayerNormed) else None
-        return name, catalog.build(choice, probes=PROBES, clamp=clamp)
+        landmarks = self.module.landmarks if isinstance(self.module, Toy) else None
+        return name, catalog.build(choice, probes=PROBES, clamp=clamp, landmarks=landmarks)
 
     def measure(self, state: State) -> loop.Rows:
         """One row per seed and quantity, at the averaged weights where they are averaged.

@@ -51,8 +51,26 @@ def only_point(table: Table, arm: str, at: At) -> Point:
 
 def values(table: Table, quantity: str, arm: str, at: At, spec: Mapping[str, Any]) -> Values:
     """One value per seed, in the order of the seeds: final, or where `when` says."""
-    found = by_seed(table, quantity, arm, only_point(table, arm, at), spec.get("when"))
-    return np.array([found[s] for s in sorted(found)]) / spec.get("divided_by", 1.0)
+    found = _over(table, quantity, (arm, only_point(table, arm, at)), spec)
+    return np.array([found[s] for s in sorted(found)])
+
+
+def _over(
+    table: Table,
+    quantity: str,
+    run: tuple[str, Point],
+    spec: Mapping[str, Any],
+    rivals: Sequence[tuple[str, Point]] = (),
+) -> dict[int, float]:
+    """`by_seed`, divided by a number or by another quantity of the same run."""
+    found = by_seed(table, quantity, *run, spec.get("when"), rivals)
+    divisor = spec.get("divided_by", 1.0)
+    if not isinstance(divisor, str):
+        return {seed: value / divisor for seed, value in found.items()}
+    below = by_seed(table, divisor, *run, spec.get("when"), rivals)
+    if any(value == 0 for value in below.values()):
+        raise Void(f"{divisor} of {run[0]} is 0: there is no ratio")
+    return {seed: value / below[seed] for seed, value in found.items()}
 
 
 def by_seed(
@@ -84,7 +102,7 @@ def pair(spec: Mapping[str, Any], table: Table) -> tuple[Values, Values]:
     one = only_point(table, spec["arm"], spec.get("at"))
     two = only_point(table, spec["versus"], spec.get("versus_at", spec.get("at")))
     both = ((spec["arm"], one), (spec["versus"], two))
-    mine, other = (by_seed(table, spec["quantity"], *run, spec.get("when"), both) for run in both)
+    mine, other = (_over(table, spec["quantity"], run, spec, both) for run in both)
     if mine.keys() != other.keys():
         raise Void(f"arms {spec['arm']} and {spec['versus']} do not have the same seeds: there are no pairs")
     return np.array([mine[s] for s in sorted(mine)]), np.array([other[s] for s in sorted(mine)])

@@ -83,3 +83,21 @@ def product_nuclear_norm() -> Measure:
         lambda s: Estimate(s["nuclear"]),
         "nuclear norm of the product of the factors of a deep linear net",
     )
+
+
+def _floor(seen: Seen, noise: Mapping[str, Tensor]) -> Statistic:
+    factors = factors_of(seen.params, "trace_floor")
+    whole, depth = product(factors), len(factors)
+    nuclear = torch.linalg.svdvals(whole.double()).sum()
+    floor = 2 * depth * whole.numel() ** (1 / depth) * nuclear ** (2 * (depth - 1) / depth)
+    return {"floor": floor.to(whole.dtype)}
+
+
+def trace_floor() -> Measure:
+    """2 L (d_0 d_L)^{1/L} ‖M‖_*^{2(L−1)/L}, M the product of the factors as they are."""
+    return Measure(
+        "trace_floor",
+        _floor,
+        lambda s: Estimate(s["floor"]),
+        "least trace of the Hessian over the factorisations of the net's matrix, isotropic measurements",
+    )

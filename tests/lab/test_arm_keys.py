@@ -25,3 +25,19 @@ def test_a_recipe_measures_the_average(tmp_path, monkeypatch, capsys):
     assert code == 2 and "did you mean 'every'" in err
     code, _, err = call(capsys, "recipe=tiny", "arms.averaged.average=null", "arms.averaged.step_size=cdta")
     assert code == 2 and "did you mean 'cdat'" in err
+
+
+def test_an_arm_has_measures_of_its_own(tmp_path, monkeypatch, capsys):
+    mine = "measures: {along: [train_loss, weight_norm], end: []}"
+    write(tmp_path, TINY.replace("  batch: {", f"  batch: {{{mine}, "))
+    done = apart(tmp_path, "out=run")
+    assert done.returncode == 0, done.stderr
+    table = results.read(tmp_path / "run" / "results.csv")
+    claims = json.loads((tmp_path / "run" / "verdicts.json").read_text())["claims"]
+    assert claims["falls"]["verdict"] == "supported"
+    of = {arm: {r.quantity for r in table.rows if r.arm == arm} for arm in ("sam", "batch")}
+    assert of["batch"] == {"train_loss", "weight_norm", "gradient_evaluations"}
+    assert "test_error" in of["sam"] and "weight_norm" not in of["sam"]
+    monkeypatch.chdir(tmp_path)
+    code, _, err = call(capsys, "recipe=tiny", "arms.batch.measures.along=[train_los]")
+    assert code == 2 and "arms.batch.measures.along[0]" in err and "did you mean 'train_loss'" in err

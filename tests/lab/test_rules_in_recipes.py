@@ -62,6 +62,7 @@ def trained(trainer):
         "gnp",
         "stable_sam",
         "{n_step_sam: {steps: 3}}",
+        "ascended_loss",
         "{looksam: {every: 2}}",
         "friendly_sam",
         "esam",

@@ -118,3 +118,25 @@ def test_tables_keep_every_bit(tmp_path):
     path.write_text(results.write(rows, ("n",)))
     back = results.read(path).rows
     assert [repr(r) for r in back] == [repr(r) for r in rows]
+
+
+def test_a_quantity_may_be_divided_by_another_of_the_same_run():
+    values = {("a", 10, "error"): [2.0, 6.0, 12.0], ("a", 10, "loss"): [1.0, 2.0, 3.0]}
+    test = {"median": {"quantity": "error", "arm": "a", "at": {"n": 10}, "divided_by": "loss"}}
+    found = verdict(test, {"above": 0}, values)
+    assert found.interval.estimate == 3 and found.interval.n == 3
+    share = {"share": test["median"] | {"at_least": 2.5}}
+    assert verdict(share, {"above": 0}, values).interval.estimate == pytest.approx(2 / 3)
+    gate = {"quantity": "error", "arm": "a", "at": {"n": 10}, "divided_by": "loss", "at_most": 2.5}
+    unmet = verdict(MEDIAN, {"above": 0}, values, void_unless=[gate])
+    assert unmet.verdict == "void" and "its median is 3" in unmet.reason
+    two = values | {("b", 10, "error"): [3.0, 8.0, 12.0], ("b", 10, "loss"): [1.0, 2.0, 4.0]}
+    pair = {"quantity": "error", "arm": "b", "versus": "a", "at": {"n": 10}, "divided_by": "loss"}
+    assert verdict({"difference": pair}, {"above": 0}, two).interval.estimate == 1  # of 1, 1 and -1
+    assert verdict({"lower": pair}, {"above": 0}, two).interval.estimate == pytest.approx(1 / 3)
+    none = verdict(test, {"above": 0}, values | {("a", 10, "loss"): [1.0, 0.0, 3.0]})
+    assert none.verdict == "void" and "loss of a is 0: there is no ratio" in none.reason
+    with pytest.raises(Refused, match=r"divided_by: 'los' is not measured.*did you mean 'loss'"):
+        verdict({"median": test["median"] | {"divided_by": "los"}}, {"above": 0}, values)
+    with pytest.raises(Refused, match="divided_by"):
+        verdict({"median": test["median"] | {"divided_by": 0}}, {"above": 0}, values)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
-
 import oracles
 import pytest
 import torch
 from laws import one_batch_is_many, vmap_is_loop
 
 from flattrain.core.losses import cross_entropy, squared_error
-from flattrain.measures.deep_linear_trace import deep_linear_trace, product_nuclear_norm
+from flattrain.measures.deep_linear_trace import deep_linear_trace, product_nuclear_norm, trace_floor
+from flattrain.problems.flattest_factors import flattest_factors
 from flattrain.problems.matrix_sensing import DeepLinear, deep_linear, matrix_sensing
 from flattrain.ranges import Refused
 from flattrain.training.measured import measured
@@ -61,42 +60,13 @@ def least(matrix, depth):
     return 2 * depth * matrix.numel() ** (1 / depth) * nuclear ** (2 * (depth - 1) / depth)
 
 
-def flattest(matrix, depth, width):
-    """Factors of the matrix at which the L terms of the trace are equal.
-
-    W_1 = α Σ^½ Vᵀ, W_L = β U Σ^½, and the inner factors γ times the identity on the rank of M. The terms are
-    d_L ‖W_{L−1}…W_1‖², ‖W_L…W_{l+1}‖² ‖W_{l−1}…W_1‖² and d_0 ‖W_L…W_2‖².
-    """
-    rows, columns = matrix.shape
-    u, s, v = torch.linalg.svd(matrix, full_matrices=False)
-    rank = int((s > 1e-12).sum())
-    root = torch.diag(s[:rank].sqrt())
-    first, last = torch.zeros(width, columns), torch.zeros(rows, width)
-    first[:rank], last[:, :rank] = root @ v[:rank], u[:, :rank] @ root
-    inner = torch.zeros(width, width)
-    inner[:rank, :rank] = torch.eye(rank)
-    nuclear = float(s.sum())
-    if depth == 2:
-        alpha = (columns / rows) ** 0.25
-        return [first * alpha, last / alpha]
-    # In logarithms of a = α², b = β², c = γ² the L − 1 equalities and αβγ^{L−2} = 1 are linear.
-    system, wanted = [[1.0, 1.0, depth - 2.0]], [0.0]
-    first_term = [0.0, 1.0, depth - 2.0], math.log(columns * nuclear)
-    inner_term = [1.0, 1.0, depth - 3.0], 2 * math.log(nuclear)
-    last_term = [1.0, 0.0, depth - 2.0], math.log(rows * nuclear)
-    for one, other in ((first_term, inner_term), (inner_term, last_term)):
-        system.append([p - q for p, q in zip(one[0], other[0], strict=True)])
-        wanted.append(other[1] - one[1])
-    a, b, c = torch.linalg.solve(torch.tensor(system), torch.tensor(wanted)).exp().sqrt().tolist()
-    return [a * first, *[c * inner] * (depth - 2), b * last]
-
-
-def trace_at(factors, rows, columns):
+def trace_at(factors, rows, columns, measure=None):
     module = DeepLinear(rows, columns, factors[0].shape[0], len(factors))
     for p, w in zip(module.factors, factors, strict=True):
         p.data = w
     x = all_measurements(rows, columns)
-    return float(measured(module, squared_error, [(x, torch.zeros(len(x)))], deep_linear_trace()).value)
+    found = measured(module, squared_error, [(x, torch.zeros(len(x)))], measure or deep_linear_trace())
+    return float(found.value)
 
 
 @pytest.mark.parametrize("depth", [2, 3, 4, 5])
@@ -105,18 +75,22 @@ def test_the_least_trace_over_factorisations(depth):
     generator = torch.Generator().manual_seed(depth)
     matrix = torch.randn(rows, 2, generator=generator) @ torch.randn(2, columns, generator=generator)
     bound = float(least(matrix, depth))
-    factors = flattest(matrix, depth, width)
+    factors = flattest_factors(matrix, depth, width)
     whole = factors[0]
     for w in factors[1:]:
         whole = w @ whole
     torch.testing.assert_close(whole, matrix, rtol=1e-11, atol=1e-12)
     assert trace_at(factors, rows, columns) == pytest.approx(bound, rel=1e-11)
+    assert trace_at(factors, rows, columns, trace_floor()) == pytest.approx(bound, rel=1e-11)
     for k in range(20):
         own = list(net(depth, rows, columns, width, seed=k).factors)
         whole = own[0]
         for w in own[1:]:
             whole = w @ whole
-        assert trace_at([w.detach() for w in own], rows, columns) > float(least(whole.detach(), depth))
+        bound = float(least(whole.detach(), depth))
+        own = [w.detach() for w in own]
+        assert trace_at(own, rows, columns) > bound
+        assert trace_at(own, rows, columns, trace_floor()) == pytest.approx(bound, rel=1e-12)
 
 
 def test_the_problem_and_its_nuclear_norm():

@@ -11,6 +11,7 @@ from flattrain.core.probes import stream
 from flattrain.problems.digits import digits
 from flattrain.problems.networks import mlp
 from flattrain.rules.adaptive import asam
+from flattrain.rules.ascended_loss import ascended_loss
 from flattrain.rules.compose import compose
 from flattrain.rules.decay import clip
 from flattrain.rules.esam import esam
@@ -40,6 +41,7 @@ RULES = {
     "gnp": lambda o: gnp(rho=0.1),
     "stable_sam": lambda o: stable_sam(rho=0.1),
     "n_step_sam": lambda o: n_step_sam(rho=0.1, steps=3),
+    "ascended_loss": lambda o: ascended_loss(rho=0.1),
     "looksam": lambda o: looksam(rho=0.1, every=3),
     "friendly_sam": lambda o: friendly_sam(rho=0.1, lam=0.6),
     "esam": lambda o: esam(rho=0.1, losses=o.losses),

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from flattrain.core import trees
 from flattrain.problems import start
 from flattrain.problems.split import Model, Split
-from flattrain.ranges import Count, Positive, Refused, checked
+from flattrain.ranges import Count, NonNegative, Positive, Refused, checked
 from flattrain.types import Params
 
 
@@ -146,13 +146,14 @@ def _need_one_output(split: Split) -> None:
 
 
 @checked
-def memorising(*, margin: Positive = 0.999) -> Model:
+def memorising(*, margin: Positive = 0.999, perturbation: NonNegative = 0.0) -> Model:
     """The interpolator that gives each training point a neuron of its own (Wen et al. 2023, section 4.1).
 
     With r = √(‖x‖² + 1), unit directions x_i/√d and ε = `margin` · 2/√d, neuron i fires on x_i alone:
     w_i = √r x_i/(√d ε), b_i = √r (ε − √d)/ε, head y_i/√r. Its trace is the minimum 2 mean 2 r |y| over
     all interpolators, and it errs on every other point of the cube. `margin` stays below 1: at 1, points
-    at Hamming distance 1 tie.
+    at Hamming distance 1 tie. `perturbation` is the standard deviation of Gaussian noise on every parameter,
+    for a start beside it.
     """
     if margin >= 1:
         raise Refused(f"memorising: margin must be < 1, got {margin}: at 1 neighbouring points tie")
@@ -162,10 +163,16 @@ def memorising(*, margin: Positive = 0.999) -> Model:
         d = x.shape[1]
         eps = margin * 2 / d**0.5
         root = (d + 1) ** 0.25
-        return {
+        exact = {
             "hidden.weight": root * x / (d**0.5 * eps),
             "hidden.bias": torch.full_like(y, root * (eps - d**0.5) / eps),
             "head.weight": (y / root)[None],
+        }
+        if not perturbation:
+            return exact
+        return {
+            k: v + perturbation * torch.randn(v.shape, generator=generator, dtype=v.dtype)
+            for k, v in exact.items()
         }
 
     def width(split: Split) -> int:

@@ -10,6 +10,10 @@ For one example with outputs z ∈ ℝᴷ and S = ∇²_z ℓ = L Lᵀ (K output
 
     squared error   S = c I,   L = √c I          (c = 2 for Σ_k (z_k − y_k)²)
 
+    smoothed logistic   ℓ = −(1 − p) log σ(yz) − p log σ(−yz) with y = ±1 and p = 0.2,   S = σ(z) σ(−z)
+                        (Wen et al. 2023, Appendix A.5, the weights of its terms the right way round);
+                        smallest at z = ± log((1 − p)/p), where S = p(1 − p)
+
 A sketch is L ε with ε Rademacher, E[L ε εᵀ Lᵀ] = S, for any root: that of cross entropy takes
 L = diag(√p) − p √pᵀ, for which no K × K matrix is formed. Roots stay on the graph: detaching them loses the
 term ∂S/∂θ of a penalty's gradient. They go through log p, because √p has no gradient where p underflows.
@@ -117,6 +121,25 @@ binary_cross_entropy = Loss(
     "binary_cross_entropy",
     lambda z, y: F.binary_cross_entropy_with_logits(z, y.reshape(z.shape).to(z.dtype)),
     lambda z, y: ((z > 0) != (y.reshape(z.shape) > 0.5)).to(z.dtype).mean(),
+    lambda z: torch.diag_embed(_binary_root(z)),
+    lambda z, noise: _binary_root(z) * noise,
+    _binary_trace_with,
+)
+
+
+SMOOTHING = 0.2  # p, that of Wen et al. 2023
+
+
+def _smoothed_logistic(outputs: Tensor, target: Tensor) -> Tensor:
+    margin = outputs * target.reshape(outputs.shape)
+    # In softplus: logsigmoid has no forward-mode second derivative.
+    return ((1 - SMOOTHING) * F.softplus(-margin) + SMOOTHING * F.softplus(margin)).mean()
+
+
+smoothed_logistic = Loss(
+    "smoothed_logistic",
+    _smoothed_logistic,
+    _sign_error,
     lambda z: torch.diag_embed(_binary_root(z)),
     lambda z, noise: _binary_root(z) * noise,
     _binary_trace_with,

@@ -17,6 +17,7 @@ from flattrain.ranges import Refused, listed, refusal, suggest
 
 DATASETS = {
     "parity": "problems.parity:parity",
+    "ball": "problems.ball:ball",
     "digits": "problems.digits:digits",
     "matrix_sensing": "problems.matrix_sensing:matrix_sensing",
     "mnist": "problems.idx:mnist",
@@ -30,7 +31,7 @@ MODELS = {
     "cnn": "problems.networks:cnn",
     "deep_linear": "problems.matrix_sensing:deep_linear",
 }
-LOSSES = ("cross_entropy", "squared_error", "mean_squared_error")
+LOSSES = ("cross_entropy", "squared_error", "mean_squared_error", "smoothed_logistic")
 OPTIMIZERS = {
     "sgd": "training.optimizers:sgd",
     "adam": "training.optimizers:adam",
@@ -114,6 +115,7 @@ MEASURES = {
     "validation_loss": "measures.loss:loss",
     "validation_error": "measures.loss:error",
     "two_layer_trace": "measures.two_layer_trace:two_layer_trace",
+    "pulled_back_trace": "measures.pulled_back_trace:pulled_back_trace",
     "top_eigenvalue": "measures.top_eigenvalue:top_eigenvalue",
     "gap_estimate": "measures.generalisation_gap:gap_estimate",
     "gradient_covariance_trace": "measures.gradient_covariance:gradient_covariance_trace",
@@ -124,6 +126,7 @@ MEASURES = {
     "feature_rank": "measures.feature_rank:feature_rank",
     "weight_norm": "measures.norms:weight_norm",
     "path_norm": "measures.norms:path_norm",
+    "column_ratio": "measures.norms:column_ratio",
     "product_nuclear_norm": "measures.deep_linear_trace:product_nuclear_norm",
     "mean_margin": "measures.margins:mean_margin",
     "margin_quantile": "measures.margins:margin_quantile",

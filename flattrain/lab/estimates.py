@@ -2,7 +2,7 @@
 
 Which interval: order statistics for medians of seeds, Clopper–Pearson for shares, Student's t for what each
 seed has by itself, the jackknife over seeds for a smooth statistic of all seeds together, and the bootstrap
-over seeds for the spread of medians. Formulas are in `lab.statistics`.
+over seeds for the spread of medians. Formulas: `lab.statistics`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,18 @@ import numpy as np
 from flattrain.lab.region import condition
 from flattrain.lab.results import Table
 from flattrain.lab.scope import ARM
-from flattrain.lab.selection import NoRows, Runs, Void, arms_of, cells, pair, runs, values
+from flattrain.lab.selection import (
+    NoRows,
+    Runs,
+    Void,
+    arms_of,
+    by_seed,
+    cells,
+    only_point,
+    pair,
+    runs,
+    values,
+)
 from flattrain.lab.statistics.bootstrap import bootstrap
 from flattrain.lab.statistics.factorial import effect
 from flattrain.lab.statistics.granulated import granulated, step
@@ -78,6 +89,18 @@ def _ratio(spec: dict[str, Any], table: Table, level: float) -> Interval:
 def _lower(spec: dict[str, Any], table: Table, level: float) -> Interval:
     mine, other = pair(spec, table)
     return share(int(np.sum(mine < other)), len(mine), level)
+
+
+def _rise(spec: dict[str, Any], table: Table, level: float) -> Interval:
+    """Share of seeds whose smallest value comes early and whose last lies so much above it."""
+    point = only_point(table, spec["arm"], spec.get("at"))
+    by_seed(table, spec["quantity"], spec["arm"], point, None)
+    held = []
+    for rows in table.series(spec["quantity"], spec["arm"], point).values():
+        least, last = min(rows, key=lambda row: row.value), rows[-1]
+        early = least.step <= spec["before"] * last.step
+        held.append(early and last.value - least.value >= spec["at_least"])
+    return share(sum(held), len(held), level)
 
 
 def _spread(spec: dict[str, Any], table: Table, name: str, level: float) -> Interval:
@@ -263,6 +286,7 @@ _TESTS: dict[str, Callable[[dict[str, Any], Table, float], Interval]] = {
     "difference": _difference,
     "ratio": _ratio,
     "lower": _lower,
+    "rise": _rise,
     "rank_correlation": _rank_correlation,
     "partial_rank_correlation": _partial,
     "stratified_rank_correlation": _stratified,

@@ -235,18 +235,19 @@ def _fused_settings(spec: dict[str, Any]) -> fused.Settings | None:
         and spec["backend"] == "auto"
         and spec.get("device", "cpu") == "cpu"
         and spec["train"]["batch_size"] == 1
-        and spec["loss"] == "squared_error"
+        and spec["loss"] in ("squared_error", "smoothed_logistic")
         and not spec["penalties"]
         and not spec["step_size"]
         and not spec["average"]
     ):
         return None
     lr = options["lr"]
+    smoothing = losses.SMOOTHING if spec["loss"] == "smoothed_logistic" else None
     if rule == "plain":
-        return fused.Settings(lr)
+        return fused.Settings(lr, smoothing=smoothing)
     if rule == "sam" or (rule == "m_sam" and knobs.get("m", 1) == 1):
-        return fused.Settings(lr, rho=knobs.get("rho", 0.05))
-    if rule == "label_noise":
+        return fused.Settings(lr, rho=knobs.get("rho", 0.05), smoothing=smoothing)
+    if rule == "label_noise" and smoothing is None:
         return fused.Settings(lr, delta=knobs.get("delta", 0.5))
     return None
 

@@ -152,6 +152,17 @@ def test_the_start_is_pytorchs_distribution_from_a_generator():
     assert abs(spread - 1) < 0.02
 
 
+def test_which_layers_of_a_perceptron_have_a_bias():
+    split = Split(torch.zeros(4, 6), torch.zeros(4), torch.zeros(4, 6), torch.zeros(4), 1)
+    for bias, wanted in (
+        ("all", {"hidden1.bias", "hidden2.bias", "head.bias"}),
+        ("first", {"hidden1.bias"}),
+        ("none", set()),
+    ):
+        module = mlp(widths=(5, 4), bias=bias).build(split)
+        assert {name for name, _ in module.named_parameters() if "bias" in name} == wanted
+
+
 def test_networks_on_images():
     split = Split(torch.rand(4, 1, 28, 28), torch.zeros(4), torch.rand(4, 1, 28, 28), torch.zeros(4), 10)
     for model in (mlp(widths=(20, 10)), cnn(channels=(4, 8))):

@@ -99,6 +99,12 @@ squared_error = Loss(
     _sign_error,
     **_scaled_identity(lambda z: 2.0),
 )
+half_squared_error = Loss(
+    "half_squared_error",
+    lambda z, y: _squared(z, y).sum(-1).mean() / 2,
+    _sign_error,
+    **_scaled_identity(lambda z: 1.0),
+)
 mean_squared_error = Loss(
     "mean_squared_error",
     lambda z, y: _squared(z, y).mean(),

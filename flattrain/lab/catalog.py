@@ -18,6 +18,7 @@ from flattrain.ranges import Refused, listed, refusal, suggest
 DATASETS = {
     "parity": "problems.parity:parity",
     "ball": "problems.ball:ball",
+    "radial": "problems.radial:radial",
     "digits": "problems.digits:digits",
     "matrix_sensing": "problems.matrix_sensing:matrix_sensing",
     "mnist": "problems.idx:mnist",
@@ -27,11 +28,13 @@ MODELS = {
     "two_layer": "problems.two_layer:two_layer",
     "memorising": "problems.two_layer:memorising",
     "generalising": "problems.two_layer:generalising",
+    "sphere_interpolator": "problems.sphere_interpolator:sphere_interpolator",
+    "unit_start": "problems.sphere_interpolator:unit_start",
     "mlp": "problems.networks:mlp",
     "cnn": "problems.networks:cnn",
     "deep_linear": "problems.matrix_sensing:deep_linear",
 }
-LOSSES = ("cross_entropy", "squared_error", "mean_squared_error", "smoothed_logistic")
+LOSSES = ("cross_entropy", "squared_error", "mean_squared_error", "half_squared_error", "smoothed_logistic")
 OPTIMIZERS = {
     "sgd": "training.optimizers:sgd",
     "adam": "training.optimizers:adam",
@@ -40,6 +43,7 @@ OPTIMIZERS = {
 STEP_SIZES = {
     "cdat": "training.step_sizes:cdat",
     "armijo": "training.step_sizes:armijo",
+    "warm_up": "training.step_sizes:warm_up",
     "polyak": "training.step_sizes:polyak",
 }
 AVERAGES = {
@@ -110,6 +114,7 @@ PENALTIES = {
 MEASURES = {
     "train_loss": "measures.loss:loss",
     "test_loss": "measures.loss:loss",
+    "loss_gap": "measures.loss:loss_gap",
     "train_error": "measures.loss:error",
     "test_error": "measures.loss:error",
     "validation_loss": "measures.loss:loss",
@@ -127,6 +132,8 @@ MEASURES = {
     "weight_norm": "measures.norms:weight_norm",
     "path_norm": "measures.norms:path_norm",
     "column_ratio": "measures.norms:column_ratio",
+    "path_inequality": "measures.stability:path_inequality",
+    "dead_units": "measures.stability:dead_units",
     "product_nuclear_norm": "measures.deep_linear_trace:product_nuclear_norm",
     "mean_margin": "measures.margins:mean_margin",
     "margin_quantile": "measures.margins:margin_quantile",

@@ -4,6 +4,7 @@ For one row of outputs z ∈ ℝᴷ and S = ∇²_z ℓ = L Lᵀ:
 
     cross entropy   S = diag(p) − p pᵀ   (p = softmax z; any target distribution), roots in core.softmax
     squared error   S = c I,   L = √c I          (c = 2 for Σ_k (z_k − y_k)²)
+    logistic        S = diag(σ(z) σ(−z))         (core.logistic)
 
 A sketch is L ε with ε Rademacher, E[L ε εᵀ Lᵀ] = S, for any root. Roots stay on the graph: detaching them
 loses the term ∂S/∂θ of a penalty's gradient.
@@ -105,6 +106,12 @@ squared_error = Loss(
     _sign_error,
     **_scaled_identity(lambda z: 2.0),
 )
+half_squared_error = Loss(
+    "half_squared_error",
+    lambda z, y: _squared(z, y).sum(-1).mean() / 2,
+    _sign_error,
+    **_scaled_identity(lambda z: 1.0),
+)
 mean_squared_error = Loss(
     "mean_squared_error",
     lambda z, y: _squared(z, y).mean(),
@@ -113,23 +120,23 @@ mean_squared_error = Loss(
 )
 
 
-def _binary_root(outputs: Tensor) -> Tensor:
-    log_variance = F.logsigmoid(outputs) + F.logsigmoid(-outputs)
-    return (log_variance / 2).exp() / outputs.shape[-1] ** 0.5
-
-
-def _binary_trace_with(outputs: Tensor, weight: Tensor) -> Tensor:
-    p = outputs.sigmoid()
-    return (p * (1 - p) / outputs.shape[-1]) @ weight.square().sum(-1)
-
-
 binary_cross_entropy = Loss(
     "binary_cross_entropy",
     lambda z, y: F.binary_cross_entropy_with_logits(z, y.reshape(z.shape).to(z.dtype)),
     lambda z, y: ((z > 0) != (y.reshape(z.shape) > 0.5)).to(z.dtype).mean(),
-    lambda z: torch.diag_embed(_binary_root(z)),
-    lambda z, noise: _binary_root(z) * noise,
-    _binary_trace_with,
+    lambda z: torch.diag_embed(binary_root(z)),
+    lambda z, noise: binary_root(z) * noise,
+    binary_trace_with,
+)
+
+
+smoothed_logistic = Loss(
+    "smoothed_logistic",
+    smoothed,
+    _sign_error,
+    lambda z: torch.diag_embed(binary_root(z)),
+    lambda z, noise: binary_root(z) * noise,
+    binary_trace_with,
 )
 
 

@@ -18,6 +18,8 @@ from flattrain.ranges import Refused, listed, refusal, suggest
 
 DATASETS = {
     "parity": "problems.parity:parity",
+    "ball": "problems.ball:ball",
+    "radial": "problems.radial:radial",
     "digits": "problems.digits:digits",
     "matrix_sensing": "problems.matrix_sensing:matrix_sensing",
     "unit_vectors": "problems.toys:unit_vectors",
@@ -28,6 +30,8 @@ MODELS = {
     "two_layer": "problems.two_layer:two_layer",
     "memorising": "problems.two_layer:memorising",
     "generalising": "problems.two_layer:generalising",
+    "sphere_interpolator": "problems.sphere_interpolator:sphere_interpolator",
+    "unit_start": "problems.sphere_interpolator:unit_start",
     "mlp": "problems.networks:mlp",
     "cnn": "problems.networks:cnn",
     "deep_linear": "problems.matrix_sensing:deep_linear",
@@ -39,6 +43,8 @@ LOSSES = {
     "cross_entropy": "problems.losses:cross_entropy",
     "squared_error": "problems.losses:squared_error",
     "mean_squared_error": "problems.losses:mean_squared_error",
+    "half_squared_error": "problems.losses:half_squared_error",
+    "smoothed_logistic": "problems.losses:smoothed_logistic",
 }
 OPTIMIZERS = {
     "sgd": "training.optimizers:sgd",
@@ -48,6 +54,7 @@ OPTIMIZERS = {
 STEP_SIZES = {
     "cdat": "training.step_sizes:cdat",
     "armijo": "training.step_sizes:armijo",
+    "warm_up": "training.step_sizes:warm_up",
     "polyak": "training.step_sizes:polyak",
 }
 AVERAGES = {
@@ -124,12 +131,14 @@ PENALTIES = {
 MEASURES = {
     "train_loss": "measures.loss:loss",
     "test_loss": "measures.loss:loss",
+    "loss_gap": "measures.loss:loss_gap",
     "train_error": "measures.loss:error",
     "test_error": "measures.loss:error",
     "validation_loss": "measures.loss:loss",
     "validation_error": "measures.loss:error",
     "two_layer_trace": "measures.two_layer_trace:two_layer_trace",
     "exact_hessian_trace": "measures.exact_hessian_trace:exact_hessian_trace",
+    "pulled_back_trace": "measures.pulled_back_trace:pulled_back_trace",
     "top_eigenvalue": "measures.top_eigenvalue:top_eigenvalue",
     "gap_estimate": "measures.generalisation_gap:gap_estimate",
     "gradient_covariance_trace": "measures.gradient_covariance:gradient_covariance_trace",
@@ -141,6 +150,9 @@ MEASURES = {
     "lipschitz_slack": "measures.lipschitz_slack:lipschitz_slack",
     "feature_rank": "measures.feature_rank:feature_rank",
     "path_norm": "measures.norms:path_norm",
+    "column_ratio": "measures.norms:column_ratio",
+    "path_inequality": "measures.stability:path_inequality",
+    "dead_units": "measures.stability:dead_units",
     "product_nuclear_norm": "measures.deep_linear_trace:product_nuclear_norm",
     "trace_floor": "measures.deep_linear_trace:trace_floor",
     "distance_to_top": "measures.landmarks:distance_to_top",

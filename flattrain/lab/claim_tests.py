@@ -18,6 +18,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "difference": PAIR,
     "ratio": PAIR,
     "lower": PAIR,
+    "rise": ("quantity", "arm", "at", "before", "at_least"),
     "spread": ("quantity", "arm", "at", "divided_by", "over", "among"),
     "rank_correlation": ("x", "y", "minus", *RUNS),
     "partial_rank_correlation": ("x", "y", "given", *RUNS),
@@ -31,7 +32,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "effect": ("quantity", "rows", "columns", "cells", "of", "arm", "at", "when"),
     "coverage": ("quantity", "reference", "z", *RUNS),
 }
-_NEEDED = ("over", "by", "given", "reference", "of")
+_NEEDED = ("over", "by", "given", "reference", "of", "before")
 VIEWS = ("worst", "mean")
 EFFECTS = ("rows", "columns", "interaction")
 LOGS = ("x", "y", "xy")
@@ -133,13 +134,14 @@ def _check_axes(settings: dict[str, Any], where: str, scope: Scope) -> None:
 
 
 def _check_numbers(kind: str, settings: dict[str, Any], where: str, scope: Scope) -> None:
-    if kind == "share":
+    if kind in ("share", "rise"):
         region({k: v for k, v in settings.items() if k in REGIONS}, where)
     if "among" in settings:
         check_condition(settings["among"], f"{where}.among", scope, arm=False)
     check_divisor(settings, where, scope)
     for key in ("z", "examples"):
         check_number(settings, key, "Positive", where)
+    check_number(settings, "before", "Fraction", where)
     reference = settings.get("reference", 0.0)
     if refusal("float", reference) and reference not in scope.quantities:
         raise Refused(

@@ -2,7 +2,7 @@
 
 Which interval: order statistics for medians of seeds, Clopper–Pearson for shares, Student's t for what each
 seed has by itself, the jackknife over seeds for a smooth statistic of all seeds together, and the bootstrap
-over seeds for the spread of medians. Formulas are in `lab.statistics`.
+over seeds for the spread of medians. Formulas: `lab.statistics`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from flattrain.lab.estimates_along import comovement, rise
 from flattrain.lab.region import condition
 from flattrain.lab.results import Table
 from flattrain.lab.scope import ARM
-from flattrain.lab.selection import NoRows, Runs, Void, along, arms_of, cells, only_point, pair, runs, values
+from flattrain.lab.selection import NoRows, Runs, Void, arms_of, cells, pair, runs, values
 from flattrain.lab.statistics.bootstrap import bootstrap
 from flattrain.lab.statistics.factorial import effect
 from flattrain.lab.statistics.granulated import granulated, step
@@ -31,10 +32,8 @@ from flattrain.lab.statistics.share import share
 from flattrain.lab.statistics.sign_error import average, environments, worst
 from flattrain.lab.statistics.simpson import reversal
 from flattrain.lab.statistics.slope import slopes
-from flattrain.lab.statistics.spearman import spearman
 
 Z95 = 1.959963984540054
-FEWEST = 5  # milestones, below which a rank correlation along a run says nothing
 
 
 def estimate(kind: str, spec: dict[str, Any], table: Table, name: str, level: float) -> Interval:
@@ -208,20 +207,6 @@ def _sign_error(spec: dict[str, Any], table: Table, level: float) -> Interval:
     return average(found, level) if spec.get("environments") == "mean" else worst(found, level)
 
 
-def _comovement(spec: dict[str, Any], table: Table, level: float) -> Interval:
-    """Spearman's ρ of x and y over the milestones of each run, or those that meet `among`."""
-    run = spec["arm"], only_point(table, spec["arm"], spec.get("at"))
-    among = spec.get("among")
-    each = []
-    for seed, path in along(table, (spec["x"], spec["y"]), run, among).items():
-        if len(path) < FEWEST:
-            raise Void(
-                f"seed {seed} of arm {run[0]} has {len(path)} milestones to compare, {FEWEST} are needed"
-            )
-        each.append(spearman(path[:, 0], path[:, 1]))
-    return median(np.array(each), level).within(-1, 1)
-
-
 def _slope(spec: dict[str, Any], table: Table, level: float) -> Interval:
     seen = _variables(spec, table)
     ends = {}
@@ -279,6 +264,7 @@ _TESTS: dict[str, Callable[[dict[str, Any], Table, float], Interval]] = {
     "difference": _difference,
     "ratio": _ratio,
     "lower": _lower,
+    "rise": rise,
     "rank_correlation": _rank_correlation,
     "partial_rank_correlation": _partial,
     "stratified_rank_correlation": _stratified,
@@ -286,7 +272,7 @@ _TESTS: dict[str, Callable[[dict[str, Any], Table, float], Interval]] = {
     "granulated_kendall": _granulated,
     "conditional_information": _information,
     "sign_error": _sign_error,
-    "comovement": _comovement,
+    "comovement": comovement,
     "slope": _slope,
     "effect": _effect,
     "coverage": _coverage,

@@ -13,6 +13,7 @@ import torch
 from flattrain.core import trees
 from flattrain.core.ghost_sam import functional_too
 from flattrain.core.layers import normalisation_parameters
+from flattrain.core.logistic import SMOOTHING
 from flattrain.core.probes import stream
 from flattrain.lab import catalog
 from flattrain.lab.device import in_words, set_up
@@ -238,18 +239,19 @@ def _fused_settings(spec: dict[str, Any]) -> fused.Settings | None:
         and spec["backend"] == "auto"
         and spec.get("device", "cpu") == "cpu"
         and spec["train"]["batch_size"] == 1
-        and "squared_error" in spec["loss"]
+        and set(spec["loss"]) <= {"squared_error", "smoothed_logistic"}
         and not spec["penalties"]
         and not spec["step_size"]
         and not spec["average"]
     ):
         return None
     lr = options["lr"]
+    smoothing = SMOOTHING if "smoothed_logistic" in spec["loss"] else None
     if rule == "plain":
-        return fused.Settings(lr)
+        return fused.Settings(lr, smoothing=smoothing)
     if rule == "sam" or (rule == "m_sam" and knobs.get("m", 1) == 1):
-        return fused.Settings(lr, rho=knobs.get("rho", 0.05))
-    if rule == "label_noise":
+        return fused.Settings(lr, rho=knobs.get("rho", 0.05), smoothing=smoothing)
+    if rule == "label_noise" and smoothing is None:
         return fused.Settings(lr, delta=knobs.get("delta", 0.5))
     return None
 

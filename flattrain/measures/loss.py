@@ -1,4 +1,4 @@
-"""The mean loss, and the zero-one error of the predictions."""
+"""The mean loss, the zero-one error of the predictions, and the generalisation gap of the loss."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flattrain.core.labels import counted
 from flattrain.ranges import Refused
-from flattrain.types import Estimate, Measure, Seen, Statistic
+from flattrain.types import Contrast, Estimate, Measure, Seen, Statistic
 
 
 def _loss(seen: Seen, noise: Mapping[str, Tensor]) -> Statistic:
@@ -38,4 +38,11 @@ def error() -> Measure:
         lambda s: Estimate(s["wrong"] / s["counted"]),
         "share of wrong predictions; an output of exactly 0 is wrong",
         combine="examples",
+    )
+
+
+def loss_gap() -> Contrast:
+    """L on held-out examples less L on the training examples."""
+    return Contrast(
+        "loss_gap", loss(), loss(), "mean loss on held-out examples less that on training examples"
     )

@@ -1,4 +1,4 @@
-"""Norms of the weights: ‖θ‖², and the path norm of a two-layer net."""
+"""Norms of the weights: ‖θ‖², the path norm of a two-layer net, and which inputs its units look at."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from flattrain.ranges import Refused, checked
+from flattrain.ranges import Count, Refused, checked
 from flattrain.types import Estimate, Measure, Seen, Statistic
 
 
@@ -41,4 +41,26 @@ def path_norm() -> Measure:
         lambda s: Estimate(s["path"]),
         "sum over hidden units of the norm of incoming weights times the outgoing weight, biases apart",
         layers=("hidden", "head"),
+    )
+
+
+@checked
+def column_ratio(*, relevant: Count = 2) -> Measure:
+    """min_{j ≤ r} ‖W e_j‖ / max_{j > r} ‖W e_j‖ of the hidden weights, r = `relevant`.
+
+    Large where every unit looks at the first r inputs alone (Wen et al. 2023, Figure 2b: on sparse parity).
+    """
+
+    def statistic(seen: Seen, noise: Mapping[str, Tensor]) -> Statistic:
+        columns = seen.taps["hidden"].weight.square().sum(0).sqrt()
+        if relevant >= len(columns):
+            raise Refused(f"column_ratio: relevant must be below the {len(columns)} inputs, got {relevant}")
+        return {"ratio": columns[:relevant].min() / columns[relevant:].max()}
+
+    return Measure(
+        "column_ratio",
+        statistic,
+        lambda s: Estimate(s["ratio"]),
+        f"smallest norm of the first {relevant} columns of the hidden weights over the largest of the others",
+        layers=("hidden",),
     )

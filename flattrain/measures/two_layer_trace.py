@@ -33,6 +33,8 @@ def _trace(seen: Seen, clamp: float | None) -> Tensor:
     active = (hidden.output > 0).to(hidden.output.dtype)
     w = head.weight[0]
     a = hidden.output.relu()
+    if clamp is None and not torch.equal(head.input, a):
+        raise Refused("two_layer_trace is of relu nets; for another activation take gauss_newton_trace")
     x2 = hidden.input.square().sum(-1) + (0 if hidden.bias is None else 1)
     f = seen.outputs.reshape(-1)
     residual = f - seen.target.reshape(-1)

@@ -27,3 +27,15 @@ def squared_error() -> Loss:
 def mean_squared_error() -> Loss:
     """mean over examples and outputs of (f_k − y_k)²."""
     return losses.mean_squared_error
+
+
+@checked
+def half_squared_error() -> Loss:
+    """½ mean over examples of Σ_k (f_k − y_k)²."""
+    return losses.half_squared_error
+
+
+@checked
+def smoothed_logistic() -> Loss:
+    """mean over examples of the label-smoothed logistic loss, targets ±1."""
+    return losses.smoothed_logistic

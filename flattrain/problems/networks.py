@@ -28,8 +28,9 @@ def mlp(
     widths: tuple[int, ...] = (64,),
     activation: Literal["relu", "tanh", "softplus", "gelu"] = "relu",
     normalisation: Literal["none", "layer"] = "none",
+    bias: Literal["all", "first", "none"] = "all",
 ) -> Model:
-    """Linear layers `hidden1`, `hidden2`, … and `head` on flattened inputs.
+    """Linear layers `hidden1`, `hidden2`, … and `head` on flattened inputs; `bias` says which have one.
 
     With `normalisation="layer"` a LayerNorm `norm1`, `norm2`, … stands before each activation.
     """
@@ -40,11 +41,11 @@ def mlp(
         sizes = [math.prod(split.train_x.shape[1:]), *widths]
         parts: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
         for k, (inputs, outputs) in enumerate(pairwise(sizes), start=1):
-            parts[f"hidden{k}"] = nn.Linear(inputs, outputs)
+            parts[f"hidden{k}"] = nn.Linear(inputs, outputs, bias == "all" or (bias == "first" and k == 1))
             if normalisation == "layer":
                 parts[f"norm{k}"] = LayerNorm(outputs)
             parts[f"act{k}"] = ACTIVATIONS[activation]()
-        parts["head"] = nn.Linear(sizes[-1], split.outputs)
+        parts["head"] = nn.Linear(sizes[-1], split.outputs, bias == "all")
         return nn.Sequential(parts)
 
     return Model(build, start.default)

@@ -1,6 +1,6 @@
 """The two-layer ReLU nets of Wen, Li & Ma 2023 (section 2): one output, no bias in the head.
 
-    none    f = w · relu(Wx + b)                      with or without the first-layer bias b
+    none    f = w · relu(Wx + b)                      with or without the first-layer bias b; or with softplus
     layer   f = w · a / max(‖a‖, ε)                   a = relu(Wx + b)     (simplified LayerNorm)
     batch   f = w · (γ ⊙ a / √(mean_i a(x_i)²))       over the *whole training set* (simplified BatchNorm)
 
@@ -20,14 +20,15 @@ from torch.nn import functional as F
 from flattrain.core import trees
 from flattrain.problems import start
 from flattrain.problems.split import Model, Split
-from flattrain.ranges import Count, Positive, Refused, checked
+from flattrain.ranges import Count, NonNegative, Positive, Refused, checked
 from flattrain.types import Params
 
 
 class TwoLayer(nn.Module):
-    """f = w · relu(Wx + b)."""
+    """f = w · relu(Wx + b), or with softplus in the place of relu."""
 
     held_norm: float | None = None  # of the hidden weights and biases together
+    activation: Literal["relu", "softplus"] = "relu"
 
     def __init__(self, inputs: int, width: int, bias: bool) -> None:
         super().__init__()
@@ -35,7 +36,8 @@ class TwoLayer(nn.Module):
         self.head = nn.Linear(width, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.hidden(x).relu())
+        z = self.hidden(x)
+        return self.head(z.relu() if self.activation == "relu" else F.softplus(z))
 
     def project(self, params: Params) -> Params:
         """Hidden weights and biases scaled to the held norm, if there is one."""
@@ -97,6 +99,7 @@ def two_layer(
     *,
     width: Count = 500,
     bias: bool = True,
+    activation: Literal["relu", "softplus"] = "relu",
     normalisation: Literal["none", "layer", "batch"] = "none",
     clamp: Positive = 1e-6,
     first_layer_scale: Positive = 1.0,
@@ -108,6 +111,8 @@ def two_layer(
     normalised nets do not depend on that norm, but their trace does: without it, growing the first layer
     brings any interpolator down to the floor.
     """
+    if activation != "relu" and normalisation != "none":
+        raise Refused(f"two_layer: activation {activation} goes with normalisation none, got {normalisation}")
 
     def build(split: Split) -> nn.Module:
         _need_one_output(split)
@@ -119,7 +124,7 @@ def two_layer(
             net = BatchNormed(inputs, width, bias, len(split.train_x))
         else:
             net = TwoLayer(inputs, width, bias)
-        net.held_norm = first_layer_norm
+        net.held_norm, net.activation = first_layer_norm, activation
         return net
 
     def initial(module: nn.Module, split: Split, generator: Generator) -> Params:
@@ -146,13 +151,14 @@ def _need_one_output(split: Split) -> None:
 
 
 @checked
-def memorising(*, margin: Positive = 0.999) -> Model:
+def memorising(*, margin: Positive = 0.999, perturbation: NonNegative = 0.0) -> Model:
     """The interpolator that gives each training point a neuron of its own (Wen et al. 2023, section 4.1).
 
     With r = √(‖x‖² + 1), unit directions x_i/√d and ε = `margin` · 2/√d, neuron i fires on x_i alone:
     w_i = √r x_i/(√d ε), b_i = √r (ε − √d)/ε, head y_i/√r. Its trace is the minimum 2 mean 2 r |y| over
     all interpolators, and it errs on every other point of the cube. `margin` stays below 1: at 1, points
-    at Hamming distance 1 tie.
+    at Hamming distance 1 tie. `perturbation` is the standard deviation of Gaussian noise on every parameter,
+    for a start beside it.
     """
     if margin >= 1:
         raise Refused(f"memorising: margin must be < 1, got {margin}: at 1 neighbouring points tie")
@@ -162,10 +168,16 @@ def memorising(*, margin: Positive = 0.999) -> Model:
         d = x.shape[1]
         eps = margin * 2 / d**0.5
         root = (d + 1) ** 0.25
-        return {
+        exact = {
             "hidden.weight": root * x / (d**0.5 * eps),
             "hidden.bias": torch.full_like(y, root * (eps - d**0.5) / eps),
             "head.weight": (y / root)[None],
+        }
+        if not perturbation:
+            return exact
+        return {
+            k: v + perturbation * torch.randn(v.shape, generator=generator, dtype=v.dtype)
+            for k, v in exact.items()
         }
 
     def width(split: Split) -> int:

@@ -1,14 +1,17 @@
-"""Batch-1 steps of two-layer nets under squared error, fused into one sweep over the weights.
+"""Batch-1 steps of two-layer nets, fused into one sweep over the weights.
 
 With f = w · a / r, a = relu(z), z = Wẋ (ẋ = (x, 1) with a bias), the per-example gradient is rank one in W:
 
     ∂f/∂W = g ẋᵀ,   g_j = 1(z_j > 0) (w_j/r − f a_j/r²),   ∂f/∂w = a/r        (r = 1: g_j = 1(z_j > 0) w_j)
     ‖∇f‖² = ‖g‖² ‖ẋ‖² + ‖a‖²/r²,    ‖g‖² = (Σ_{z_j > 0} w_j² − f²)/r²         (r = 1: without f²)
 
-The loss gradient is 2(f − y)∇f, so SAM ascends along s∇f, s = ±ρ/‖∇f‖, and the ascended net is known in
-closed form without touching W: z̃ = z + s‖ẋ‖² g, w̃ = w + s a/r. The descent adds a multiple of g̃ẋᵀ to W,
-and the sweep that writes W reads the next example's pre-activations from it. W is kept transposed (D, m), so
-that the inner loop runs over units and vectorises.
+The loss gradient is ℓ'(f)∇f, ℓ' = 2(f − y) under squared error and σ(f) − t under the smoothed logistic loss,
+t = 1 − p where y > 0 and p elsewhere. So SAM ascends along s∇f, s = ±ρ/‖∇f‖ with the sign of ℓ', and the
+ascended net is known in closed form without touching W: z̃ = z + s‖ẋ‖² g, w̃ = w + s a/r. The descent adds a
+multiple of g̃ẋᵀ to W, and the sweep that writes W reads the next example's pre-activations from it. W is kept
+transposed (D, m), so that the inner loop runs over units and vectorises.
+
+Softplus takes the place of relu where r = 1: a = log(1 + eᶻ), and σ(z) stands for 1(z > 0).
 
 Where the norm of the first layer is held at h, the sweep leaves V = W_t + change ẋᵀ and adds up ‖V‖²; the
 weights are (h/‖V‖) V, and the next sweep multiplies by that scalar as it goes.
@@ -38,11 +41,15 @@ LABELS = {"rule.labels": Draw("rademacher", (1,))}
 
 
 class Settings(NamedTuple):
-    """Learning rate η, SAM radius ρ (0: plain SGD), label noise ±δ (0: none)."""
+    """Learning rate η, SAM radius ρ (0: plain SGD), label noise ±δ (0: none), and the loss:
+
+    squared error, or with `smoothing` p the logistic one with labels smoothed by p.
+    """
 
     lr: float
     rho: float = 0.0
     delta: float = 0.0
+    smoothing: float | None = None
 
 
 def available() -> bool:
@@ -65,6 +72,8 @@ def fused_trainer(module: TwoLayer, settings: Settings, seeds: Seeds) -> Trainer
     targets = [y.reshape(-1).numpy() for y in seeds.y]
     numbers = [real(v) for v in (settings.lr, settings.rho, clamp)]
     held = None if module.held_norm is None else real(module.held_norm)
+    smoothing = None if settings.smoothing is None else real(settings.smoothing)
+    softplus = real(1) if module.activation == "softplus" else None
     noises = [noise_of(LABELS, s, seeds.x[0].dtype) for s in seeds.numbers]
 
     def advance(state: State, target: int) -> State:
@@ -77,7 +86,7 @@ def fused_trainer(module: TwoLayer, settings: Settings, seeds: Seeds) -> Trainer
                 signs = [noises[k](t)["rule.labels"] for t in range(state.step, stop)]
                 y = y + real(settings.delta) * torch.cat(signs).numpy()
             weights, head = _pack(trees.pick(state.params, k), bias)
-            kernel(weights, head, inputs[k], y, index, *numbers, held)
+            kernel(weights, head, inputs[k], y, index, *numbers, held, smoothing, softplus)
             done.append(_unpack(weights, head, bias))
         return State(stop, trees.stack(done), [])
 
@@ -119,11 +128,22 @@ def _compiled() -> Callable[..., Any]:
 
 
 def _steps(
-    weights: Any, head: Any, inputs: Any, y: Any, index: Any, lr: Any, rho: Any, clamp: Any, held: Any
+    weights: Any,
+    head: Any,
+    inputs: Any,
+    y: Any,
+    index: Any,
+    lr: Any,
+    rho: Any,
+    clamp: Any,
+    held: Any,
+    smoothing: Any,
+    softplus: Any,
 ) -> None:
     """len(index) steps in place. weights (D, m), head (m,), y already picked and noisy, per step.
 
-    `held` is None or the norm of the weights; numba compiles the two cases apart.
+    `held` is None or the norm of the weights, `smoothing` None or that of the labels of a logistic loss,
+    `softplus` None for relu; numba compiles the cases apart.
     """
     dim, units = weights.shape
     zero, one, two = lr * 0, lr * 0 + 1, lr * 0 + 2
@@ -132,6 +152,7 @@ def _steps(
     before = inputs[index[0]]
     scale = np.ones_like(head[:1])  # the weights are scale · V; in an array, to stay in their precision
     sizes = np.zeros_like(head)  # ‖V‖², unit by unit, so that its sum vectorises
+    soft = np.zeros_like(head)  # a, where it is dear
     for t in range(len(index) + 1):
         x = inputs[index[min(t, len(index) - 1)]]
         # One sweep: apply the pending change and read the pre-activations of this step, 4 rows at once.
@@ -184,9 +205,17 @@ def _steps(
             size2 += x[k] * x[k]
         wa, aa, ww = zero, zero, zero  # w · a, ‖a‖², Σ_{active} w²
         for j in range(units):
-            a = max(z[j], zero)
-            w = head[j] if z[j] > zero else zero
-            wa += w * a
+            if softplus is None:
+                a = max(z[j], zero)
+                w = head[j] if z[j] > zero else zero
+                wa += w * a
+            else:
+                small = np.exp(-abs(z[j]))
+                a = max(z[j], zero) + np.log1p(small)
+                gate = (one if z[j] > zero else small) / (one + small)
+                soft[j], change[j] = a, gate
+                w = gate * head[j]
+                wa += head[j] * a
             aa += a * a
             ww += w * w
         r, free = one, zero  # 1/‖a‖; free: the normalisation is there and not clamped
@@ -195,30 +224,45 @@ def _steps(
             free = one if aa > clamp * clamp else zero
         f = wa * r
         gradient2 = (ww - free * f * f) * r * r * size2 + aa * r * r
+        slope = two * (f - y[t])
+        if smoothing is not None:
+            target = one - smoothing if y[t] > zero else smoothing
+            slope = one / (one + np.exp(-f)) - target
         s = zero
-        if f != y[t] and gradient2 > zero:
+        if slope != zero and gradient2 > zero:
             s = rho / np.sqrt(gradient2)
-            if f < y[t]:
+            if slope < zero:
                 s = -s
 
         # z̃ = z + s‖ẋ‖² (w r − f a r²) on the active units, w̃ = w + s r a
         up_w, up_a, up_head = s * size2 * r, s * size2 * free * f * r * r, s * r
         wa, aa = zero, zero
         for j in range(units):
-            a = max(z[j], zero)
-            active = z[j] > zero
-            up = max((z[j] + up_w * head[j] - up_a * a) if active else zero, zero)
-            w = head[j] + up_head * a
+            if softplus is None:
+                a = max(z[j], zero)
+                active = z[j] > zero
+                up = max((z[j] + up_w * head[j] - up_a * a) if active else zero, zero)
+                w = head[j] + up_head * a
+                change[j] = w if up > zero else zero
+            else:
+                there = z[j] + up_w * head[j] * change[j]
+                w = head[j] + up_head * soft[j]
+                small = np.exp(-abs(there))
+                up = max(there, zero) + np.log1p(small)
+                change[j] = w * (one if there > zero else small) / (one + small)
             wa += w * up
             aa += up * up
-            change[j] = w if up > zero else zero
             z[j] = up
         r, free = one, zero
         if clamp >= zero:
             r = one / np.sqrt(max(aa, clamp * clamp))
             free = one if aa > clamp * clamp else zero
         f = wa * r
-        step = -two * lr * (f - y[t])
+        slope = two * (f - y[t])
+        if smoothing is not None:
+            target = one - smoothing if y[t] > zero else smoothing
+            slope = one / (one + np.exp(-f)) - target
+        step = -lr * slope
         along, across = step * r, step * free * f * r * r
         for j in range(units):
             head[j] += along * z[j]

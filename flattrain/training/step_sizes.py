@@ -11,9 +11,11 @@ step size in the plain sense; the η of cdat and polyak do not feel lr, as they 
     armijo   the largest η = η₀ kᵗ, t = 0 … halvings, with φ(η) ≤ φ(0) + c η φ'(0);   k = `shrink`.
              Reset: η₀ = min(growth · η of the step before, largest), at first `largest`. Where no trial is
              small enough η = 0, and the next step begins at growth times the smallest trial.
+    warm_up  η = min(t/steps, 1) at step t = 1, 2, …: the optimizer's own lr, reached along a straight line.
     polyak   η = min((φ(0) − f*) / (−c φ'(0)), largest): SPS_max (Loizou et al. 2021); f* = `lower`.
 
-Where u does not descend (φ'(0) ≥ 0) all of them stand still: η = 0. So does cdat where u meets no curvature.
+Where u does not descend (φ'(0) ≥ 0) all but warm_up stand still: η = 0. So does cdat where u meets no
+curvature.
 """
 
 from __future__ import annotations
@@ -97,6 +99,16 @@ def polyak(*, lower: float = 0.0, c: Positive = 1.0, largest: Positive = 1.0) ->
         first, here = grad_and_value(line)(torch.zeros_like(memory["size"]))
         gap = (here - lower).clamp(min=0)
         return {"size": (gap * trees.inverse(-c * first)).clamp(max=largest)}
+
+    return StepSize({"size": 0.0}, choose)
+
+
+@checked
+def warm_up(*, steps: Count = 500) -> StepSize:
+    """The learning rate rises linearly over the first `steps` steps, and stays."""
+
+    def choose(line: Line, memory: Memory) -> Memory:
+        return {"size": (memory["size"] + 1 / steps).clamp(max=1)}
 
     return StepSize({"size": 0.0}, choose)
 

@@ -46,6 +46,19 @@ def test_divergence_and_unmet_conditions_are_void_with_a_reason():
     assert two.verdict == "void" and "say which one" in two.reason
 
 
+def test_a_rise_counts_seeds_that_were_lowest_early_and_ended_higher():
+    early, late, small = [0.5, 0.2, 0.3, 0.3, 0.4], [0.5, 0.4, 0.3, 0.2, 0.3], [0.5, 0.2, 0.21, 0.22, 0.22]
+    test = {"rise": {"quantity": "error", "arm": "a", "before": 0.25, "at_least": 0.03}}
+    for seeds, share in (([early] * 8, 1.0), ([early, late], 0.5), ([late, small], 0.0)):
+        found = verdict(test, {"at_least": 0.6}, {("a", 10, "error"): seeds})
+        assert found.interval.estimate == share
+    found = verdict(test, {"at_least": 0.6}, {("a", 10, "error"): [early] * 8})
+    assert found.verdict == "supported" and found.interval.low == pytest.approx(0.025 ** (1 / 8))
+    for wrong in ({"before": 2, "at_least": 0.03}, {"at_least": 0.03}, {"before": 0.1}):
+        with pytest.raises(Refused):
+            verdict({"rise": {"quantity": "error", "arm": "a", **wrong}}, {"at_least": 0.6}, TIGHT)
+
+
 def test_paired_tests_pair_by_seed():
     rng = np.random.default_rng(0)
     seed_effect = rng.normal(0, 10, 12)

@@ -17,7 +17,7 @@ from flattrain.problems.idx import fashion_mnist, mnist, read_idx
 from flattrain.problems.networks import cnn, mlp
 from flattrain.problems.parity import parity
 from flattrain.problems.split import Split
-from flattrain.problems.two_layer import two_layer
+from flattrain.problems.two_layer import memorising, two_layer
 from flattrain.ranges import Refused
 
 
@@ -124,6 +124,21 @@ def test_two_layer_nets_are_the_papers(normalisation):
     torch.testing.assert_close(f, act @ a.T, rtol=1e-10, atol=1e-12)
 
 
+def test_a_perturbed_memoriser_lies_as_far_off_as_it_says():
+    split = parity(dim=30, train=100, test=4)(0)
+    model, beside = memorising(), memorising(perturbation=0.01)
+    module = model.build(split)
+    exact = model.start(module, split, stream(1))
+    one, same, other = (beside.start(module, split, stream(seed)) for seed in (1, 1, 2))
+    for k, p in exact.items():
+        assert torch.equal(one[k], same[k]) and not torch.equal(one[k], other[k])
+        assert one[k].shape == p.shape and one[k].dtype == p.dtype
+        # Its standard deviation is known to 1/√(2N): 0.9 % for the 6,000 weights of two starts.
+        off = torch.cat([(one[k] - p).flatten(), (other[k] - p).flatten()])
+        assert abs(off.std() / 0.01 - 1) < 4 / (2 * len(off)) ** 0.5
+        assert abs(off.mean()) < 4 * 0.01 / len(off) ** 0.5
+
+
 def test_the_start_is_pytorchs_distribution_from_a_generator():
     split = Split(torch.zeros(4, 100), torch.zeros(4), torch.zeros(4, 100), torch.zeros(4), 10)
     model = mlp(widths=(300,))
@@ -135,6 +150,17 @@ def test_the_start_is_pytorchs_distribution_from_a_generator():
         assert one[k].abs().max() <= bound
     spread = one["hidden1.weight"].std() / (0.1 / 3**0.5)
     assert abs(spread - 1) < 0.02
+
+
+def test_which_layers_of_a_perceptron_have_a_bias():
+    split = Split(torch.zeros(4, 6), torch.zeros(4), torch.zeros(4, 6), torch.zeros(4), 1)
+    for bias, wanted in (
+        ("all", {"hidden1.bias", "hidden2.bias", "head.bias"}),
+        ("first", {"hidden1.bias"}),
+        ("none", set()),
+    ):
+        module = mlp(widths=(5, 4), bias=bias).build(split)
+        assert {name for name, _ in module.named_parameters() if "bias" in name} == wanted
 
 
 def test_networks_on_images():

@@ -7,7 +7,7 @@ import torch
 
 pytest.importorskip("numba")
 
-from flattrain.core.losses import squared_error
+from flattrain.core.losses import SMOOTHING, smoothed_logistic, squared_error
 from flattrain.core.probes import stream
 from flattrain.problems.parity import parity
 from flattrain.problems.two_layer import two_layer
@@ -26,6 +26,8 @@ NETS = {
     "layer norm, clamped": {"normalisation": "layer", "clamp": 0.5},
     "layer norm, held": {"normalisation": "layer", "first_layer_norm": 10.0},
     "bias, held": {"bias": True, "first_layer_norm": 3.0},
+    "softplus": {"activation": "softplus"},
+    "softplus, held": {"activation": "softplus", "first_layer_norm": 3.0},
 }
 RULES = {
     "sam": (lambda: sam(rho=0.05), {"rho": 0.05}),
@@ -35,7 +37,7 @@ RULES = {
 }
 
 
-def trainers(net, rule, dtype, lr=0.01, width=64, dim=30):
+def trainers(net, rule, dtype, lr=0.01, width=64, dim=30, loss=squared_error):
     model, dataset = two_layer(width=width, **NETS[net]), parity(dim=dim, train=100, test=10)
     numbers = [0, 7]
     splits = [dataset(s) for s in numbers]
@@ -52,14 +54,15 @@ def trainers(net, rule, dtype, lr=0.01, width=64, dim=30):
     )
     make_rule, knobs = RULES[rule]
     slow = stacked_trainer(
-        build(module, squared_error, []),
+        build(module, loss, []),
         make_rule(),
         sgd(lr=lr),
         1,
         seeds,
         lambda params: model.project(module, params),
     )
-    return slow, fused_trainer(module, Settings(lr, **knobs), seeds)
+    smoothing = SMOOTHING if loss is smoothed_logistic else None
+    return slow, fused_trainer(module, Settings(lr, **knobs, smoothing=smoothing), seeds)
 
 
 def run(trainer, steps):
@@ -89,6 +92,16 @@ def test_a_thousand_steps_agree_to_single_rounding(net, rule):
     for k in a:
         # 1,000 steps of relative rounding 6e-8 each, added up at worst
         torch.testing.assert_close(a[k], b[k], rtol=0, atol=6e-5 * float(a[k].abs().max()))
+
+
+@pytest.mark.parametrize("net", ["bias", "layer norm", "softplus"])
+@pytest.mark.parametrize("rule", ["sam", "plain"])
+def test_the_smoothed_logistic_loss(net, rule):
+    slow, fast = trainers(net, rule, torch.float64, lr=0.1, loss=smoothed_logistic)
+    a, b, start = run(slow, 400), run(fast, 400), slow.init().params
+    for k in a:
+        torch.testing.assert_close(a[k], b[k], rtol=0, atol=1e-11 * float(a[k].abs().max()))
+        assert (a[k] - start[k]).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("rule", ["label noise", "m_sam"])

@@ -23,7 +23,7 @@ from flattrain.training.evaluate import evaluate
 from flattrain.training.objective import Penalty, build
 from flattrain.training.optimizers import adam, sgd
 from flattrain.training.stacked import Seeds, stacked_trainer
-from flattrain.training.step_sizes import armijo, cdat, polyak
+from flattrain.training.step_sizes import armijo, cdat, polyak, warm_up
 from flattrain.types import Network
 
 
@@ -119,6 +119,15 @@ def test_seeds_have_their_own_sizes_and_resume_with_the_same_bits(made, make, tm
 
 
 @compiler
+def test_warm_up_reaches_the_learning_rate_on_a_straight_line():
+    made, memory = warm_up(steps=4), {"size": torch.zeros(())}
+    seen = []
+    for _ in range(6):
+        memory = made.choose(lambda eta: -eta, memory)
+        seen.append(float(memory["size"]))
+    assert seen == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+
+
 def test_they_compile():
     both = [trainer(plain(), sgd, step_size=cdat(sigma=1.0), eager=e) for e in ("to compare", None)]
     assert "compiled" in both[1].backend

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flattrain.core import softmax
+from flattrain.core.logistic import binary_root, binary_trace_with, smoothed
 from flattrain.core.weights import relative_weights, row_scale
 from flattrain.ranges import Refused
 from flattrain.types import Loss, Seen

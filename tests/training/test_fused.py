@@ -7,7 +7,8 @@ import torch
 
 pytest.importorskip("numba")
 
-from flattrain.core.losses import SMOOTHING, smoothed_logistic, squared_error
+from flattrain.core.logistic import SMOOTHING
+from flattrain.core.losses import smoothed_logistic, squared_error
 from flattrain.core.probes import stream
 from flattrain.problems.parity import parity
 from flattrain.problems.two_layer import two_layer

@@ -45,7 +45,7 @@ def watched(trainer: Trainer) -> Trainer:
 
 def _finite(state: State) -> Tensor:
     """(seeds,) whether all weights of a seed are finite."""
-    return torch.stack([v.flatten(1).isfinite().all(1) for v in state.params.values()]).all(0).cpu()
+    return torch.stack([v.isfinite().view(len(v), -1).all(1) for v in state.params.values()]).all(0).cpu()
 
 
 def _first(trainer: Trainer, good: State, bad: int, seed: int) -> int:

@@ -50,6 +50,16 @@ def test_nothing_is_kept_of_a_run_without_loss():
     assert lost(state) == {} and LOST not in state.memory
 
 
+def test_a_parameter_that_is_one_number_may_be_lost():
+    def advance(state, target):
+        w = torch.where(torch.tensor([False, target >= 3]), float("nan"), state.params["w"])
+        return State(target, {"w": w, "v": torch.ones(2, 3)}, [], {})
+
+    trainer = watched(Trainer(lambda: State(0, {"w": torch.zeros(2)}, [], {}), advance, "a toy"))
+    assert lost(end(trainer, trainer.init(), 2)) == {}
+    assert lost(end(trainer, trainer.init(), 3)) == {1: 3}
+
+
 def test_no_steps_are_taken_when_all_are_lost():
     trainer, taken = doubling(100, until=(150, 120))
     state = end(watched(trainer), trainer.init(), 10**9)

@@ -68,7 +68,8 @@ def page_command(words: list[str]) -> int:
             "page takes a run folder and a folder for its page: python -m flattrain page RUN_DIR docs"
         )
     run, folder = map(Path, words)
-    name = str(read_run(run).record["name"])
+    found = read_run(run)
+    name = str(found.record["name"])
     if not (run / PAGE).is_file():
         raise Refused(f"{run}: no {PAGE} there; run the recipe, or: python -m flattrain report {run}")
     beside = folder / name
@@ -77,12 +78,20 @@ def page_command(words: list[str]) -> int:
     for figure in sorted((run / FIGURES).glob("*.png")):
         shutil.copyfile(figure, beside / figure.name)
     text = (run / PAGE).read_text(encoding="utf-8").replace(f"]({FIGURES}/", f"]({name}/")
+    command = str(found.record.get("command", ""))
+    text = text.replace(f"```\n{command}\n", f"```\n{_anywhere(command)}\n")
     if (run / TABLE).stat().st_size <= LARGEST:
         shutil.copyfile(run / TABLE, beside / TABLE)
         text += f"\n[Every number]({name}/{TABLE}).\n"
     write_atomically(folder / f"{name}.md", text.encode())
     print(folder / f"{name}.md")
     return 0
+
+
+def _anywhere(command: str) -> str:
+    """The command without where it ran and where its files went, which change no number."""
+    places = tuple(f"{key}=" for key in ("out", "store", "jobs", "data.root", "tracking", "execute"))
+    return " ".join(word for word in command.split() if not word.startswith(places))
 
 
 def _row(v: Verdict) -> str:

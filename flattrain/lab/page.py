@@ -6,6 +6,7 @@ verdicts, and the command. Everything is taken from the recipe and the table: no
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,6 +24,17 @@ from flattrain.training.atomic import write_atomically
 
 FIGURES = "figures"
 LARGEST = 300_000  # bytes of a table that is kept beside its page
+INDEX = "index.md"
+INDEX_HEAD = (
+    "# Claims tested so far",
+    "",
+    "Every page comes from a run of its recipe. Thresholds and seeds were fixed before the run; what was",
+    "changed later is said on the page.",
+    "",
+    "| recipe | question | verdicts |",
+    "|---|---|---|",
+)
+_COUNTS = re.compile(r"seeds?\. (\d.*)\.$")
 SHOWN = 14  # arms of a recipe that are described one by one
 
 
@@ -84,8 +96,20 @@ def page_command(words: list[str]) -> int:
         shutil.copyfile(run / TABLE, beside / TABLE)
         text += f"\n[Every number]({name}/{TABLE}).\n"
     write_atomically(folder / f"{name}.md", text.encode())
+    write_atomically(folder / INDEX, _index(folder).encode())
     print(folder / f"{name}.md")
     return 0
+
+
+def _index(folder: Path) -> str:
+    """A table of the pages in the folder: title and counts, which stand at fixed places of a page."""
+    rows = []
+    for page in sorted(folder.glob("*.md")):
+        lines = page.read_text(encoding="utf-8").split("\n")
+        counts = _COUNTS.search(lines[4]) if len(lines) > 4 else None
+        if counts and page.name != INDEX:
+            rows.append(f"| [{page.stem}]({page.name}) | {_plain(lines[0][2:])} | {counts[1]} |")
+    return "\n".join([*INDEX_HEAD, *rows, ""])
 
 
 def _anywhere(command: str) -> str:

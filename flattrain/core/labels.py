@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from flattrain.ranges import Refused
-from flattrain.types import Seen
+from flattrain.types import Estimate, Seen, Statistic
 
 
 def counted(seen: Seen) -> tuple[Tensor, Tensor]:
@@ -55,6 +56,17 @@ def logits_and_classes(seen: Seen, what: str) -> tuple[Tensor, Tensor]:
             f"more outputs, not {seen.criterion.name!r} with {outputs.shape[1]}"
         )
     return outputs, labels
+
+
+def over_counted(each: Tensor, seen: Seen) -> Statistic:
+    """The mean of one number for each row that the loss counts, in parts that combine by examples."""
+    n = len(seen.outputs)
+    return {"sum": each.sum() / n, "counted": torch.full_like(each.sum(), len(each) / n)}
+
+
+def mean_counted(s: Statistic) -> Estimate:
+    """From those parts to the mean."""
+    return Estimate(s["sum"] / s["counted"])
 
 
 def _classes(outputs: Tensor, target: Tensor, what: str) -> Tensor:

@@ -11,19 +11,19 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from flattrain.core.labels import logits_and_classes
-from flattrain.types import Estimate, Measure, Seen, Statistic
+from flattrain.core.labels import logits_and_classes, mean_counted, over_counted
+from flattrain.types import Measure, Seen, Statistic
 
 
 def _entropy(seen: Seen, noise: Mapping[str, Tensor]) -> Statistic:
     z, _ = logits_and_classes(seen, "negative_entropy")
     log_p = z.log_softmax(-1)
-    return {"sum": (log_p.exp() * log_p).sum(-1).mean()}
+    return over_counted((log_p.exp() * log_p).sum(-1), seen)
 
 
 def _squares(seen: Seen, noise: Mapping[str, Tensor]) -> Statistic:
     z, _ = logits_and_classes(seen, "gini_confidence")
-    return {"sum": z.softmax(-1).square().sum(-1).mean()}
+    return over_counted(z.softmax(-1).square().sum(-1), seen)
 
 
 def negative_entropy() -> Measure:
@@ -31,8 +31,9 @@ def negative_entropy() -> Measure:
     return Measure(
         "negative_entropy",
         _entropy,
-        lambda s: Estimate(s["sum"]),
+        mean_counted,
         "mean of the negative entropy of the predicted distribution, natural logarithm",
+        combine="examples",
     )
 
 
@@ -41,6 +42,7 @@ def gini_confidence() -> Measure:
     return Measure(
         "gini_confidence",
         _squares,
-        lambda s: Estimate(s["sum"]),
+        mean_counted,
         "mean sum of squares of the predicted probabilities",
+        combine="examples",
     )

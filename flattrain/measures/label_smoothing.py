@@ -13,14 +13,14 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from flattrain.core.labels import logits_and_classes
-from flattrain.types import Estimate, Measure, Seen, Statistic
+from flattrain.core.labels import logits_and_classes, mean_counted, over_counted
+from flattrain.types import Measure, Seen, Statistic
 
 
 def _statistic(seen: Seen, noise: Mapping[str, Tensor]) -> Statistic:
     z, labels = logits_and_classes(seen, "label_smoothing")
     log_p = z.log_softmax(-1)
-    return {"rise": log_p.gather(1, labels[:, None]).mean() - log_p.mean()}
+    return over_counted(log_p.gather(1, labels[:, None])[:, 0] - log_p.mean(-1), seen)
 
 
 def label_smoothing() -> Measure:
@@ -28,6 +28,7 @@ def label_smoothing() -> Measure:
     return Measure(
         "label_smoothing",
         _statistic,
-        lambda s: Estimate(s["rise"]),
+        mean_counted,
         "cross entropy against uniform targets less that against the labels",
+        combine="examples",
     )

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from flattrain.core.functional import linear_taps
-from flattrain.core.labels import rows_and_classes
+from flattrain.core.labels import mean_counted, over_counted, rows_and_classes
 from flattrain.ranges import Fraction, checked
 from flattrain.types import Estimate, Measure, Seen, Statistic
 
@@ -40,14 +40,12 @@ def mean_margin(*, normalisation: Literal["none", "spectral"] = "none") -> Measu
     """(1/n) Σ γ_i."""
 
     def statistic(seen: Seen, noise: Mapping[str, Tensor]) -> Statistic:
-        margins = _margins(seen, normalisation)
-        total, n = margins.sum(), len(seen.outputs)
-        return {"margin": total / n, "counted": torch.full_like(total, len(margins) / n)}
+        return over_counted(_margins(seen, normalisation), seen)
 
     return Measure(
         "mean_margin",
         statistic,
-        lambda s: Estimate(s["margin"] / s["counted"]),
+        mean_counted,
         f"mean over examples of the output margin z_y − max of the others{_WORDS[normalisation]}",
         combine="examples",
         layers=None if normalisation == "spectral" else (),

@@ -33,7 +33,7 @@ def test_a_page_has_all_sections_and_its_figures_exist(home, capsys):
         assert len(pictures) == 2 and all((page.parent / p).is_file() for p in pictures)
         assert "Loss \\| at the end" in text
     index = (home / "docs" / "claims" / "index.md").read_text()
-    assert "| [tiny](tiny.md) | tiny | 1 supported |" in index
+    assert "| [tiny](tiny.md) | tiny | 1 undecided |" in index
     assert (home / "docs/claims/tiny/results.csv").read_bytes() == (home / "run/results.csv").read_bytes()
 
 

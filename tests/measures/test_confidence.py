@@ -93,17 +93,16 @@ def test_feature_noise_is_relative_flatness_to_second_order():
     net, (x, y) = oracles.small_net("tanh", (4, 5, 3)), oracles.data()
     kappa = oracles.kappa(net, oracles.full_hessian(net, F.cross_entropy, x, y), "head")
     seen = see(net, cross_entropy, x, y, layers=("head",))
-    found = []
-    for sigma in (0.02, 0.01):
-        measure = feature_noise(sigma=sigma, probes=3000)
-        noise = draw(measure.draws(seen), stream(1), x.dtype)
-        mirrored = {f"-{k}": -e for k, e in noise.items()}  # without the first order, which hides the second
-        with torch.no_grad():
-            estimate = measure.reduce(measure.statistic(seen, noise | mirrored))
-            pairs = measure.statistic(seen, noise)["gain"] + measure.statistic(seen, mirrored)["gain"]
-        found.append(float(pairs.mean() / (sigma**2 * kappa)))
-        assert abs(estimate.value - sigma**2 / 2 * kappa) < 4 * estimate.standard_error
-    assert found[0] == pytest.approx(1, abs=0.02) and found[1] == pytest.approx(1, abs=0.02)
+    sigma = 0.01
+    measure = feature_noise(sigma=sigma, probes=800)
+    noise = draw(measure.draws(seen), stream(1), x.dtype)
+    mirrored = {k: -e for k, e in noise.items()}  # without the first order, which hides the second
+    with torch.no_grad():
+        alone = measure.reduce(measure.statistic(seen, noise))
+        both = measure.statistic(seen, noise)["gain"] + measure.statistic(seen, mirrored)["gain"]
+    error = both.std() / len(both) ** 0.5
+    assert abs(both.mean() - sigma**2 * kappa) < 4 * error < 0.1 * sigma**2 * kappa
+    assert abs(alone.value - sigma**2 / 2 * kappa) < 4 * alone.standard_error
 
 
 def test_the_norm_of_a_layer():

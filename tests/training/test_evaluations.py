@@ -148,7 +148,7 @@ def test_a_clock_answers_as_its_number_and_notes_the_look():
 
 SPEC = {
     "dataset": {"digits": {"train": 24, "test": 8}},
-    "loss": "cross_entropy",
+    "loss": {"cross_entropy": {}},
     "model": {"mlp": {"widths": [4], "normalisation": "layer"}},
     "penalties": [],
     "train": {

@@ -16,13 +16,12 @@ from flattrain.lab import tuning_table
 from flattrain.lab.provenance import registrations
 from flattrain.lab.recipe import Recipe
 from flattrain.lab.registration import said
-from flattrain.lab.run_folder import PAGE, TABLE, read_run
+from flattrain.lab.run_folder import FIGURES, PAGE, TABLE, read_run
 from flattrain.lab.summary import count_by_verdict, interval_text, number
 from flattrain.lab.verdicts import Verdict
 from flattrain.ranges import Refused
 from flattrain.training.atomic import write_atomically
 
-FIGURES = "figures"
 LARGEST = 300_000  # bytes of a table that is kept beside its page
 INDEX = "index.md"
 INDEX_HEAD = (

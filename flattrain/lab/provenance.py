@@ -51,8 +51,11 @@ def diverged(record: dict[str, Any]) -> Iterable[Markup]:
 
 def _said(entry: dict[str, Any]) -> str:
     what = "; ".join(changes(entry)) or "what changed is not recorded"
-    seen = {True: ", after results had been seen", False: ", before any result was seen"}
-    return what + seen.get(entry.get("results_seen"), "")  # type: ignore[arg-type]
+    seen: dict[bool | None, str] = {
+        True: ", after results had been seen",
+        False: ", before any result was seen",
+    }
+    return what + seen.get(entry.get("results_seen"), "")
 
 
 def provenance(record: dict[str, Any]) -> Iterable[Markup]:

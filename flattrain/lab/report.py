@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flattrain.lab import figures, tuning_table
+from flattrain.lab.arms import names
 from flattrain.lab.figure_style import save_png, svg
 from flattrain.lab.figures_spec import FigureSpec, default_figures
 from flattrain.lab.forest import forest
@@ -16,6 +17,7 @@ from flattrain.lab.provenance import diverged, provenance, warnings
 from flattrain.lab.raw_numbers import raw_numbers
 from flattrain.lab.recipe import Recipe
 from flattrain.lab.results import Table
+from flattrain.lab.run_folder import FIGURES
 from flattrain.lab.summary import count_by_verdict, interval_text, number
 from flattrain.lab.verdicts import Verdict
 
@@ -33,7 +35,7 @@ def write_report(
     """Write report.html, and each figure as a PNG in `figures/`; their files' names with their titles."""
     drawn = [figures.draw(spec, recipe, table_) for spec in chosen_figures(recipe)]
     claims = forest(verdicts)
-    folder = path.parent / "figures"
+    folder = path.parent / FIGURES
     folder.mkdir(exist_ok=True)
     saved: dict[str, str] = {}
     for one in [*drawn, *([claims] if claims else [])]:
@@ -71,10 +73,7 @@ def chosen_figures(recipe: Recipe) -> tuple[FigureSpec, ...]:
     if recipe.figures:
         return recipe.figures
     parts = recipe.raw["measures"]
-    along, end = (
-        tuple(e if isinstance(e, str) else next(iter(e)) for e in parts.get(part) or [])
-        for part in ("along", "end")
-    )
+    along, end = (tuple(names(parts.get(part) or [])) for part in ("along", "end"))
     named = [claim.test.get(key) for claim in recipe.claims for key in ("quantity", "y", "x")]
     claimed = tuple(dict.fromkeys(name for name in named if name in (*along, *end)))
     points = {axis: {cell.point.get(axis) for cell in recipe.cells} - {None} for axis in recipe.axes}

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from flattrain.ranges import Refused
 
 RECORD, TABLE, VERDICTS = "run.json", "results.csv", "verdicts.json"
-REPORT, PAGE = "report.html", "report.md"
+REPORT, PAGE, FIGURES = "report.html", "report.md", "figures"
 
 
 class Judged(NamedTuple):

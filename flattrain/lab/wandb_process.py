@@ -21,7 +21,7 @@ from statistics import fmean, median
 from typing import Any, NamedTuple
 
 from flattrain.lab.results import Row
-from flattrain.lab.run_folder import PAGE, RECORD, REPORT, TABLE, VERDICTS
+from flattrain.lab.run_folder import FIGURES, PAGE, RECORD, REPORT, TABLE, VERDICTS
 from flattrain.lab.tracking import say
 
 INIT_SECONDS = 30
@@ -181,7 +181,7 @@ def _finish(run: Any, study: Study, verdicts: dict[str, dict[str, Any]], folder:
     for kind in ("supported", "refuted", "undecided", "void", "missing"):
         run.summary[f"claims/{kind}"] = sum(v["verdict"] == kind for v in verdicts.values())
     logged: dict[str, Any] = {"verdicts": table}
-    for figure in sorted((folder / "figures").glob("*.png")):
+    for figure in sorted((folder / FIGURES).glob("*.png")):
         logged[f"figures/{figure.stem}"] = wandb.Image(str(figure))
     logged["report"] = wandb.Html(str(folder / REPORT))
     run.log(logged)
@@ -189,7 +189,7 @@ def _finish(run: Any, study: Study, verdicts: dict[str, dict[str, Any]], folder:
     for name in KEPT:
         if (folder / name).is_file():
             artifact.add_file(str(folder / name), name=name)
-    for figure in sorted((folder / "figures").glob("*.png")):
+    for figure in sorted((folder / FIGURES).glob("*.png")):
         artifact.add_file(str(figure), name=f"figures/{figure.name}")
     run.log_artifact(artifact)
     run.finish()

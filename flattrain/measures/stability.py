@@ -20,7 +20,7 @@ from torch import Tensor
 
 from flattrain.measures.hessian_top_eigenvalue import hessian_top_eigenvalue
 from flattrain.ranges import Count, Refused, checked
-from flattrain.types import Draw, Estimate, Measure, Seen, Statistic
+from flattrain.types import Estimate, Measure, Seen, Statistic
 
 
 @checked
@@ -41,9 +41,6 @@ def path_inequality(*, products: Count = 100) -> Measure:
         bound = (top - 1) / 2 + ((largest + 1) * 2 * seen.loss).sqrt() / 2
         return {"ratio": path.sum() / bound}
 
-    def draws(seen: Seen) -> dict[str, Draw]:
-        return eigenvalue.draws(seen)
-
     return Measure(
         "path_inequality",
         statistic,
@@ -51,7 +48,7 @@ def path_inequality(*, products: Count = 100) -> Measure:
         "weighted path norm of the net over its bound by the top eigenvalue, at most 1",
         combine="whole",
         layers=("hidden1", "head"),
-        draws=draws,
+        draws=eigenvalue.draws,
         order=3,
     )
 

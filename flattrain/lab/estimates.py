@@ -23,7 +23,7 @@ from flattrain.lab.statistics.factorial import effect
 from flattrain.lab.statistics.granulated import granulated, step
 from flattrain.lab.statistics.information import conditional_information
 from flattrain.lab.statistics.interval import Interval, Values
-from flattrain.lab.statistics.jackknife import jackknife, unbiased_jackknife
+from flattrain.lab.statistics.jackknife import jackknife, jackknife_of_smallest
 from flattrain.lab.statistics.kendall import kendall, partial_kendall, stratified_kendall
 from flattrain.lab.statistics.mean import mean
 from flattrain.lab.statistics.median import median
@@ -187,7 +187,7 @@ def _axes(spec: dict[str, Any], seen: Runs) -> list[str]:
 def _information(spec: dict[str, Any], table: Table, level: float) -> Interval:
     seen = _variables(spec, table)
     axes, x, y = _axes(spec, seen), seen.values[spec["x"]], seen.values[spec["y"]]
-    found = unbiased_jackknife(
+    found = jackknife_of_smallest(
         lambda s: conditional_information(x[:, s], y[:, s], seen.settings, axes), seen.n, level
     )
     return found.within(0, 1)

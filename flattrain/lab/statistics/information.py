@@ -24,9 +24,9 @@ from flattrain.lab.statistics.interval import Values
 MOST = 2
 
 
-def conditional_information(x: Values, y: Values, settings: Sequence[Setting], axes: Sequence[str]) -> float:
-    """K of x and y `(P, n)`, the smallest over sets of at most two axes."""
-    return min(normalised_information(x, y, settings, chosen) for chosen in _subsets(axes))
+def conditional_information(x: Values, y: Values, settings: Sequence[Setting], axes: Sequence[str]) -> Values:
+    """The normalised information of x and y `(P, n)` for every set of at most two axes; K is the smallest."""
+    return np.array([normalised_information(x, y, settings, chosen) for chosen in _subsets(axes)])
 
 
 def normalised_information(x: Values, y: Values, settings: Sequence[Setting], given: Sequence[str]) -> float:

@@ -12,33 +12,44 @@ from collections.abc import Callable
 
 import numpy as np
 
-from flattrain.lab.statistics.interval import LEVEL, Interval
+from flattrain.lab.statistics.interval import LEVEL, Interval, Values
 from flattrain.lab.statistics.seeds import Seeds, Statistic
 from flattrain.lab.statistics.student import student
 
 
 def jackknife(statistic: Statistic, n: int, level: float = LEVEL) -> Interval:
     """θ ± t_{n−1} · standard error."""
-    estimate, left_out = _left_out(statistic, n)
-    return _around(estimate, left_out, n, level)
-
-
-def unbiased_jackknife(statistic: Statistic, n: int, level: float = LEVEL) -> Interval:
-    """The same around nθ − (n − 1) θ̄₍·₎, which is free of bias of order 1/n (Quenouille 1949)."""
-    estimate, left_out = _left_out(statistic, n)
-    corrected = n * estimate - (n - 1) * float(np.mean(left_out)) if n > 1 else estimate
-    return _around(corrected, left_out, n, level)
-
-
-def _left_out(statistic: Callable[[Seeds], float], n: int) -> tuple[float, list[float]]:
     everyone = np.arange(n)
-    return float(statistic(everyone)), [float(statistic(np.delete(everyone, i))) for i in range(n) if n > 1]
+    left_out = np.array([statistic(np.delete(everyone, i)) for i in range(n) if n > 1])
+    return _around(float(statistic(everyone)), left_out, n, level)
 
 
-def _around(centre: float, left_out: list[float], n: int, level: float) -> Interval:
+def jackknife_of_smallest(statistics: Callable[[Seeds], Values], n: int, level: float = LEVEL) -> Interval:
+    """The smallest of several smooth statistics, `statistics(seeds)` (k,), free of bias of order 1/n.
+
+    Its own interval is around nθ − (n − 1) θ̄₍·₎ (Quenouille 1949). Where another seed could have made another
+    of them the smallest it is too short, and the intervals of each, around their own such centres, say by how
+    much: the low end is the lowest of all, the high end the lowest of theirs if its own lies below that.
+    """
+    everyone = np.arange(n)
+    estimates = statistics(everyone)
+    if n < 2:
+        return Interval(float(estimates.min()), -np.inf, np.inf, n)
+    left_out = np.array([statistics(np.delete(everyone, i)) for i in range(n)])
+    found = _unbiased(float(estimates.min()), left_out.min(1), n, level)
+    each = [_unbiased(float(e), without, n, level) for e, without in zip(estimates, left_out.T, strict=True)]
+    low, high = min(i.low for i in each), min(i.high for i in each)
+    return Interval(found.estimate, min(found.low, low), max(found.high, high), n)
+
+
+def _unbiased(estimate: float, left_out: Values, n: int, level: float) -> Interval:
+    return _around(n * estimate - (n - 1) * float(np.mean(left_out)), left_out, n, level)
+
+
+def _around(centre: float, left_out: Values, n: int, level: float) -> Interval:
     if n < 2:
         return Interval(centre, -np.inf, np.inf, n)
-    spread = np.asarray(left_out) - np.mean(left_out)
+    spread = left_out - np.mean(left_out)
     error = float(np.sqrt((n - 1) / n * np.sum(spread**2)))
     half = student(level, n) * error
     return Interval(centre, centre - half, centre + half, n)

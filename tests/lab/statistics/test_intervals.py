@@ -10,7 +10,7 @@ from scipy import stats
 
 from flattrain.lab.statistics.bootstrap import bootstrap
 from flattrain.lab.statistics.interval import Interval
-from flattrain.lab.statistics.jackknife import jackknife, unbiased_jackknife
+from flattrain.lab.statistics.jackknife import jackknife, jackknife_of_smallest
 from flattrain.lab.statistics.kendall import kendall, partial_kendall
 from flattrain.lab.statistics.mean import mean
 from flattrain.lab.statistics.median import median
@@ -86,9 +86,22 @@ def test_the_mean_is_students():
 def test_the_jackknife_of_a_mean_is_students_interval_and_of_a_variance_has_no_bias():
     x = np.random.default_rng(0).normal(size=9)
     assert jackknife(lambda s: float(x[s].mean()), 9)[:3] == pytest.approx(mean(x)[:3])
-    found = unbiased_jackknife(lambda s: float(x[s].var()), 9)
+    found = jackknife_of_smallest(lambda s: np.array([x[s].var(), 7]), 9)
     assert found.estimate == pytest.approx(x.var(ddof=1))
-    assert jackknife(lambda s: 0.5, 1)[:3] == (0.5, -np.inf, np.inf)
+    for alone in (jackknife(lambda s: 0.5, 1), jackknife_of_smallest(lambda s: np.array([0.5, 2]), 1)):
+        assert alone == (0.5, -np.inf, np.inf, 1)
+
+
+@pytest.mark.parametrize("n", [5, 8, 20])
+@pytest.mark.parametrize("truths", [(0.0, 0.1, 0.3), (0.0, 0.5, 1.0)])
+def test_the_smallest_of_three_means_is_covered_though_another_may_be_taken_for_it(n, truths):
+    rng = np.random.default_rng(0)
+    held = 0
+    for _ in range(1500):
+        x = rng.normal(size=(n, 3)) + truths
+        found = jackknife_of_smallest(lambda s, x=x: x[s].mean(0), n)
+        held += found.low <= 0 <= found.high
+    assert 0.94 <= held / 1500 <= 0.98
 
 
 def correlated(rng, n, points, matrix):

@@ -115,16 +115,16 @@ def test_conditional_information_is_the_smallest_over_two_axes():
     by_hand = {given: information_by_hand(x, y, given) for given in sets}
     for given, wanted in by_hand.items():
         assert normalised_information(x, y, GRID, given) == pytest.approx(wanted)
-    assert conditional_information(x, y, GRID, AXES) == pytest.approx(min(by_hand.values()))
-    assert conditional_information(x, np.exp(x), GRID, AXES) == pytest.approx(1)
-    assert conditional_information(x, -x, GRID, AXES) == pytest.approx(1)
+    assert conditional_information(x, y, GRID, AXES) == pytest.approx(list(by_hand.values()))
+    assert conditional_information(x, np.exp(x), GRID, AXES).min() == pytest.approx(1)
+    assert conditional_information(x, -x, GRID, AXES).min() == pytest.approx(1)
 
 
 def test_a_copy_of_an_axis_says_nothing_once_the_axis_is_known():
     w = np.array([[float(s["w"])] * 4 for s in GRID])
     y = w + 0.3 * np.random.default_rng(0).normal(size=w.shape)
     assert normalised_information(w, y, GRID, ()) > 0.3
-    assert conditional_information(w, y, GRID, AXES) == pytest.approx(0, abs=1e-12)
+    assert conditional_information(w, y, GRID, AXES).min() == pytest.approx(0, abs=1e-12)
 
 
 def test_the_worst_environment_finds_the_axis_on_which_a_measure_fails():

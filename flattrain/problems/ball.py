@@ -7,18 +7,22 @@ from torch import Tensor
 
 from flattrain.core.probes import stream
 from flattrain.problems.split import DataSet, Split
-from flattrain.ranges import Count, Refused, checked
+from flattrain.ranges import Count, Refused, Steps, checked
 
 
 @checked
-def ball(*, dim: Count = 10, train: Count = 100, test: Count = 2000) -> DataSet:
-    """`train` and `test` independent points per seed; a smaller training set is a prefix of a larger one."""
+def ball(*, dim: Count = 10, train: Count = 100, test: Count = 2000, validation: Steps = 0) -> DataSet:
+    """`train`, `test` and `validation` independent points per seed; smaller training sets are prefixes."""
     if dim < 2:
         raise Refused(f"ball: dim must be >= 2, got {dim}: the target is |x1| - |x2|")
 
     def split(seed: int) -> Split:
         train_x, test_x = (_ball(n, dim, seed, part) for n, part in ((train, "train"), (test, "test")))
-        return Split(train_x, _target(train_x), test_x, _target(test_x), 1)
+        parts = Split(train_x, _target(train_x), test_x, _target(test_x), 1)
+        if not validation:
+            return parts
+        x = _ball(validation, dim, seed, "validation")
+        return parts._replace(validation_x=x, validation_y=_target(x))
 
     return split
 

@@ -19,7 +19,7 @@ from flattrain.core.probes import stream
 from flattrain.problems.flattest_factors import flattest_factors
 from flattrain.problems.nuclear_norm import least_nuclear_norm
 from flattrain.problems.split import DataSet, Model, Split
-from flattrain.ranges import Count, Positive, Refused, checked
+from flattrain.ranges import Count, Positive, Refused, Steps, checked
 from flattrain.types import Params
 
 
@@ -30,9 +30,10 @@ def matrix_sensing(
     rank: Count = 2,
     train: Count = 200,
     test: Count = 1000,
+    validation: Steps = 0,
     measurements: Literal["gaussian", "entries"] = "gaussian",
 ) -> DataSet:
-    """`train` and `test` measurements of a size × size matrix, per seed.
+    """`train`, `test` and `validation` measurements of a size × size matrix, per seed.
 
     The mean squared error on the test set estimates ‖M − M*‖_F², since E ⟨A, Δ⟩² = ‖Δ‖_F². Training sets are
     prefixes of one another, as in every sweep over n. With `measurements="entries"` the training set is every
@@ -48,14 +49,17 @@ def matrix_sensing(
         left, right = (torch.randn(size, rank, generator=generator, dtype=torch.float64) for _ in range(2))
         target = left @ right.mT
         target = target / torch.linalg.matrix_norm(target, "nuc")
-        train_x, test_x = (
+        train_x, test_x, held_x = (
             torch.randn(n, size, size, generator=stream(seed, "sensing", part))
-            for n, part in ((train, "train"), (test, "test"))
+            for n, part in ((train, "train"), (test, "test"), (validation, "validation"))
         )
         if measurements == "entries":
             train_x = size * torch.eye(train, dtype=test_x.dtype).view(train, size, size)
-        train_y, test_y = (einsum(a, target.to(a.dtype), "n i j, i j -> n") for a in (train_x, test_x))
-        return Split(train_x, train_y, test_x, test_y, 1)
+        train_y, test_y, held_y = (
+            einsum(a, target.to(a.dtype), "n i j, i j -> n") for a in (train_x, test_x, held_x)
+        )
+        parts = Split(train_x, train_y, test_x, test_y, 1)
+        return parts._replace(validation_x=held_x, validation_y=held_y) if validation else parts
 
     return split
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from flattrain.core.probes import stream
 from flattrain.problems.split import DataSet, Split
-from flattrain.ranges import Count, NonNegative, checked
+from flattrain.ranges import Count, NonNegative, Steps, checked
 
 
 @checked
@@ -24,10 +24,11 @@ def radial(
     dim: Count = 5,
     train: Count = 256,
     test: Count = 2000,
+    validation: Steps = 0,
     alpha: NonNegative = 0.0,
     labels: Literal["normal", "sign"] = "normal",
 ) -> DataSet:
-    """`train` and `test` independent points per seed, with labels standard normal or ±1.
+    """`train`, `test` and `validation` independent points per seed, with labels standard normal or ±1.
 
     Directions, radii R and labels of a seed do not depend on α, so a sweep over it is paired.
     """
@@ -35,7 +36,11 @@ def radial(
     def split(seed: int) -> Split:
         train_x, train_y = _points(train, dim, alpha, labels, seed, "train")
         test_x, test_y = _points(test, dim, alpha, labels, seed, "test")
-        return Split(train_x, train_y, test_x, test_y, 1)
+        parts = Split(train_x, train_y, test_x, test_y, 1)
+        if not validation:
+            return parts
+        x, y = _points(validation, dim, alpha, labels, seed, "validation")
+        return parts._replace(validation_x=x, validation_y=y)
 
     return split
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
+from flattrain.problems.ball import ball
 from flattrain.problems.digits import digits
 from flattrain.problems.idx import fashion_mnist, mnist
+from flattrain.problems.matrix_sensing import matrix_sensing
 from flattrain.problems.parity import parity
+from flattrain.problems.radial import radial
 from flattrain.ranges import Refused
 
 HAS_IMAGES = (Path(os.environ.get("FLATTRAIN_DATA", "/nowhere")) / "mnist").is_dir()
@@ -54,12 +58,28 @@ def test_images_are_held_out_of_the_training_pool(data):
         data(train=60_000, validation=1)
 
 
-def test_parity_draws_points_of_their_own():
-    plain, held = parity(train=40, test=30)(2), parity(train=40, test=30, validation=50)(2)
+@pytest.mark.parametrize(
+    "data",
+    [parity, ball, radial, partial(matrix_sensing, size=5)],
+    ids=["parity", "ball", "radial", "matrices"],
+)
+def test_what_is_drawn_has_validation_examples_of_its_own(data):
+    plain, held = data(train=40, test=30)(2), data(train=40, test=30, validation=50)(2)
+    assert plain.validation_x is None and plain.validation_y is None
     assert torch.equal(plain.train_x, held.train_x) and torch.equal(plain.test_x, held.test_x)
     seen = set(rows(held.train_x)) | set(rows(held.test_x))
     assert len(rows(held.validation_x)) == 50 and not seen & set(rows(held.validation_x))
-    assert torch.equal(held.validation_y, held.validation_x[:, 0] * held.validation_x[:, 1])
+    assert held.validation_y.shape == (50,)
+
+
+def test_validation_examples_have_the_same_target():
+    x, y = parity(train=4, test=3, validation=50)(2)[-2:]
+    assert torch.equal(y, x[:, 0] * x[:, 1])
+    x, y = ball(train=4, test=3, validation=50)(2)[-2:]
+    assert torch.equal(y, x[:, 0].abs() - x[:, 1].abs())
+    split = matrix_sensing(size=4, rank=1, train=32, test=3, validation=20)(0)
+    matrix = torch.linalg.lstsq(split.train_x.flatten(1).double(), split.train_y.double()).solution
+    torch.testing.assert_close(split.validation_x.flatten(1).double() @ matrix, split.validation_y.double())
 
 
 def test_more_than_there_is_is_refused():

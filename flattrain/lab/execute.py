@@ -7,6 +7,7 @@ checkpoint. A second start finds both and does only what is missing or changed, 
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import sys
 import time
@@ -130,25 +131,37 @@ def steps_of(recipe: Recipe) -> int:
 
 
 def estimate_seconds(todo: list[Block], root: str | None, jobs: int) -> float:
-    """Seconds that the blocks would take, by timing a few steps and one measurement of each."""
+    """Seconds that the blocks would take, by timing a few steps and one measurement of each kind."""
     import torch
 
+    torch.set_num_threads(1)
+    kinds = [json.dumps(_kind(block.spec), sort_keys=True) for block in todo]
+    times = {kind: _seconds(block, root) for kind, block in dict(zip(kinds, todo, strict=True)).items()}
+    return sum(times[kind] for kind in kinds) / min(len(todo) or 1, jobs or os.cpu_count() or 1)
+
+
+def _kind(value: Any) -> Any:
+    """A spec without its seed and its real numbers, which change what a step computes, not what it costs."""
+    if isinstance(value, dict):
+        return {k: _kind(v) for k, v in value.items() if k != "first_seed"}
+    if isinstance(value, list | tuple):
+        return [_kind(v) for v in value]
+    return None if isinstance(value, float) else value
+
+
+def _seconds(block: Block, root: str | None) -> float:
     from flattrain.lab.run import Experiment
 
-    torch.set_num_threads(1)
-    total = 0.0
-    for block in todo:
-        experiment = Experiment(block.spec, root)
-        state = experiment.trainer.init()
+    experiment = Experiment(block.spec, root)
+    state = experiment.trainer.init()
+    began = time.perf_counter()
+    experiment.measure(state)
+    total = (time.perf_counter() - began) * len(experiment.stops())
+    target = min(block.steps, 20)
+    if target:
+        state = experiment.trainer.advance(state, target)  # warm up, compile
+        more = min(block.steps, target + (20 if "vmap" in experiment.trainer.backend else 5000))
         began = time.perf_counter()
-        experiment.measure(state)
-        total += (time.perf_counter() - began) * len(experiment.stops())
-        target = min(block.steps, 20)
-        if target:
-            state = experiment.trainer.advance(state, target)  # warm up, compile
-            more = min(block.steps, target + (20 if "vmap" in experiment.trainer.backend else 5000))
-            began = time.perf_counter()
-            state = experiment.trainer.advance(state, more)
-            steps = max(state.step - target, 1)
-            total += (time.perf_counter() - began) / steps * block.steps
-    return total / min(len(todo) or 1, jobs or os.cpu_count() or 1)
+        state = experiment.trainer.advance(state, more)
+        total += (time.perf_counter() - began) / max(state.step - target, 1) * block.steps
+    return total

@@ -11,9 +11,9 @@ import pytest
 import torch
 from tuned_recipe import TUNED
 
-from flattrain.lab import results, study, tuning_table
+from flattrain.lab import execute, results, study, tuning_table
 from flattrain.lab.budget import affordable
-from flattrain.lab.cells import rows_of
+from flattrain.lab.cells import blocks, rows_of
 from flattrain.lab.compose import composed
 from flattrain.lab.executors.job import work
 from flattrain.lab.recipe import read
@@ -226,6 +226,14 @@ def test_refusals(old, new, said, tmp_path, monkeypatch, capsys):
     write(tmp_path, TUNED.replace(old, new, 1))
     code, out, err = call(capsys, "recipe=tiny", "dry_run=true")
     assert code == 2 and said in err and out == "" and err.count("\n") == 1, err
+
+
+def test_trials_that_differ_in_numbers_alone_are_timed_once(recipe, monkeypatch):
+    timed = []
+    monkeypatch.setattr(execute, "_seconds", lambda block, root: timed.append(block) or 3.0)
+    todo = [block for cell in trials_of(recipe).cells for block in blocks(cell)]
+    assert len(todo) == 6 and execute.estimate_seconds(todo, None, 2) == 3.0 * 6 / 2
+    assert ["sam" in json.dumps(block.spec) for block in timed] == [False, True]
 
 
 def test_unequal_budgets_are_allowed_where_every_arm_states_its_own(tmp_path):

@@ -4,14 +4,16 @@
     D = I, or diag|w| (adaptive);   p = 2 or ∞
 
 The quantity, the groups of m = 128, and the settings of the ascent (start at 0, momentum 0.75, first step
-2ρ, 20 steps) are as implemented in the code of Andriushchenko et al. 2023 (arXiv 2302.07011). That code
-runs Auto-PGD, which halves the step when progress stalls; here the step is halved, and the ascent taken
-up again from the best point, at each of Auto-PGD's checkpoints whatever the progress: a projected
-gradient ascent without randomness or decisions. Its value is a lower bound on the maximum, and never
-below 0.
+2ρ, 20 steps) are as implemented in the code of Andriushchenko et al. 2023 (arXiv 2302.07011), which runs
+Auto-PGD (Croce & Hein 2020, arXiv 2003.01690):
 
     u = Π(v + step · ĝ),    v ← Π(v + 0.75 (u − v) + 0.25 (v − v_before)),    Π the projection on the ball
     ĝ = g/‖g‖ (l2) or sign g (linf), g the gradient in v
+
+At each checkpoint the step is halved, and the ascent taken up again from the best point, at rest, if fewer
+than 0.75 of the steps since the last one raised the value, or if the best value is that of the last one and
+the step was not halved there. Nothing is random. The value is a lower bound on the maximum, and never
+below 0.
 
 As ρ → 0 the value is ρ ‖D∇L_B‖ in the dual norm (l2, l1). Smaller groups give larger values, so m belongs
 to the number. The gradient is that at the v found, held fixed: the ball does not depend on w, so this is
@@ -33,10 +35,11 @@ from flattrain.ranges import Count, Positive, Refused, checked
 from flattrain.types import Estimate, Measure, Params, Seen, Statistic
 
 MOMENTUM = 0.75
+PROGRESS = 0.75  # the share of steps that must raise the value
 
 
 def checkpoints(steps: int) -> set[int]:
-    """Steps after which the step size halves: 22 % of all, then at gaps that shrink by 3 % down to 6 %."""
+    """Steps after which progress is looked at: 22 % of all, then at gaps that shrink by 3 % down to 6 %."""
     percent, gap, out = 22, 22, set()
     while percent < 100:
         out.add(-(-percent * steps // 100))  # rounded up
@@ -48,24 +51,35 @@ def checkpoints(steps: int) -> set[int]:
 def ascend(value_at: Callable[[Params], Tensor], start: Params, rho: float, norm: str, steps: int) -> Params:
     """The v of the largest value over ‖v‖ <= ρ, from `start`, as far as `steps` gradient steps find it."""
     slope = torch.func.grad_and_value(value_at)
-    halvings = checkpoints(steps)
+    looks = checkpoints(steps)
     v = before = start
     gradient, value = slope(v)
-    best, best_v, best_gradient, size = value, v, gradient, 2 * rho
+    best, best_v, best_gradient = value, v, gradient
+    size, raised, last = torch.full_like(value, 2 * rho), torch.zeros_like(value), 0
+    halved, best_there = torch.zeros_like(value, dtype=torch.bool), value
     for k in range(1, steps + 1):
         u = _project(trees.axpy(size, _direction(gradient, norm), v), rho, norm)
         # The first step has no momentum.
         keep = 1.0 if k == 1 else MOMENTUM
         moved = {n: v[n] + keep * (u[n] - v[n]) + (1 - keep) * (v[n] - before[n]) for n in v}
         v, before = _project(moved, rho, norm), v
+        lower = value
         gradient, value = slope(v)
+        raised = raised + (value > lower)
         better = value > best
         best = torch.where(better, value, best)
-        best_v = {n: torch.where(better, v[n], best_v[n]) for n in v}
-        best_gradient = {n: torch.where(better, gradient[n], best_gradient[n]) for n in v}
-        if k in halvings:
-            size, v, before, gradient = size / 2, best_v, best_v, best_gradient
+        best_v, best_gradient = _where(better, v, best_v), _where(better, gradient, best_gradient)
+        if k in looks:
+            halved = (raised < PROGRESS * (k - last)) | (~halved & (best == best_there))
+            size, value = torch.where(halved, size / 2, size), torch.where(halved, best, value)
+            v, before = _where(halved, best_v, v), _where(halved, best_v, before)
+            gradient = _where(halved, best_gradient, gradient)
+            raised, last, best_there = torch.zeros_like(raised), k, best
     return best_v
+
+
+def _where(holds: Tensor, one: Params, other: Params) -> Params:
+    return {n: torch.where(holds, one[n], other[n]) for n in one}
 
 
 def _direction(gradient: Params, norm: str) -> Params:
@@ -116,7 +130,7 @@ def worst_sharpness(
         statistic,
         lambda s: Estimate(s["rise"]),
         f"largest rise of the loss of the {logits} logits over {scale} perturbations of the parameters "
-        f"with {norm} norm at most ρ = {rho:g}, by {steps} steps of projected gradient ascent, mean over "
+        f"with {norm} norm at most ρ = {rho:g}, by {steps} steps of Auto-PGD, mean over "
         f"groups of {group} examples",
         combine="examples",
     )

@@ -28,8 +28,8 @@ def lanczos(p: Problem, tolerance: float, number: int) -> float:
 
 
 @lru_cache(maxsize=1)
-def truth() -> float:
-    return lanczos(problem(TRAINED, torch.float64), 1e-8, 0)
+def truth(network: str) -> float:
+    return lanczos(problem(network, torch.float64), 1e-8, 0)
 
 
 def power_iteration(p: Problem, tolerance: float, number: int) -> float:
@@ -53,7 +53,7 @@ def seeking(solve: Callable[[Problem, int], float]) -> Callable[[Problem], Work]
         got: list[float] = []
 
         def found(ratio: float) -> dict[str, float]:
-            errors = [abs(value / truth() - 1) for value in got]
+            errors = [abs(value / truth(p.network) - 1) for value in got]
             return {"relative error": statistics.median(errors), "worst": max(errors)}
 
         return Work(lambda: got.append(solve(p, next(number))), found=found)
@@ -89,4 +89,7 @@ METHODS = (
         for ncv in (None, 8)
     ),
 )
-GROUPS = (Group("top", "Top eigenvalue: evaluation", TRAINED, METHODS, baseline="gradient"),)
+GROUPS = tuple(
+    Group(key, "Top eigenvalue: evaluation", network, METHODS, baseline="gradient")
+    for key, network in zip(("top-mlp", "top-resnet"), TRAINED, strict=True)
+)

@@ -17,9 +17,7 @@ over all rows that count, as torch takes it:
     its examples  ℓ_i = Σ_t w_it ℓ_it / w_i,  w_i = Σ_t w_it, so that L = Σ_i w_i ℓ_i / Σ_i w_i
     Fisher        F = Σ_it w_it J_itᵀ S_it J_it / Σ_it w_it   (= Gauss–Newton: S is block diagonal over rows)
 
-So per-example gradients, their norms and covariance, and per-example SAM are those of sequences; the root L_i
-of an example has T columns for each of a row's, and the Fisher's Gram matrix a row for each of them. Batches
-count by Σ w: by their tokens, not by their sequences.
+Per-example gradients and SAM are those of sequences. Batches count by Σ w: by tokens, not by sequences.
 """
 
 from __future__ import annotations
@@ -276,12 +274,17 @@ def root_vectors(seen: Seen, sketch: Tensor | None, what: str) -> list[Tensor]:
     return list(spread.flatten(3).reshape(*seen.outputs.shape, -1).unbind(-1))
 
 
-def _need_root(criterion: Loss, outputs: Tensor, what: str) -> None:
+def need_root(criterion: Loss, what: str) -> None:
+    """Refuse a loss whose output Hessian is not known."""
     if criterion.factor is None:
         raise Refused(
             f"{what} needs the output Hessian of the loss, unknown for {criterion.name!r}; use cross "
             "entropy, squared error or binary cross entropy (flattrain.core.losses)"
         )
+
+
+def _need_root(criterion: Loss, outputs: Tensor, what: str) -> None:
+    need_root(criterion, what)
     if outputs.ndim < 2:
         raise Refused(
             f"{what} needs outputs (n, K) or (n, tokens, K), the network gives {tuple(outputs.shape)}; pass "
@@ -292,7 +295,6 @@ def _need_root(criterion: Loss, outputs: Tensor, what: str) -> None:
 def _need_room(outputs: Tensor, columns: int, what: str) -> None:
     if outputs.numel() * columns > MOST_ENTRIES:
         raise Refused(
-            f"{what}: a root of {columns} columns for each of {len(outputs)} examples with outputs "
-            f"{tuple(outputs.shape[1:])} does not fit; take columns='sketch' where there is one, or smaller "
-            "batches of shorter sequences"
+            f"{what}: roots of {columns} columns for outputs {tuple(outputs.shape)} do not fit; take "
+            "columns='sketch' where there is one, or smaller batches of shorter sequences"
         )

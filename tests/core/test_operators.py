@@ -238,6 +238,33 @@ def test_everything_is_left_as_it_was_found_also_after_an_exception(fails):
         assert p.grad is None if g is None else torch.equal(p.grad, g)
 
 
+def test_gauss_newton_takes_any_loss_that_is_smooth_in_the_outputs():
+    """Poisson counts, S = diag(exp z)/K, and a loss that ties the rows together, S = 11ᵀ."""
+    net, (x, _) = oracles.small_net(), oracles.data()
+    y = torch.arange(len(x) * 3.0).reshape(len(x), 3)
+    with torch.no_grad():
+        z = net(x)
+    like = {k: p.detach() for k, p in net.named_parameters()}
+    jacobian = jacrev(lambda v: functional_call(net, oracles.rebuild(v, like), (x,)))(oracles.flat(like))
+    wanted = torch.einsum("nkp,nk,nkq->pq", jacobian, z.exp(), jacobian) / z.numel()
+    torch.testing.assert_close(
+        dense(curvature(net, F.poisson_nll_loss, [(x, y)], kind="gauss_newton")), wanted
+    )
+    tied = jacobian.sum((0, 1))
+    op = curvature(net, lambda z, y: z.sum().square() / 2, [(x, y)], kind="gauss_newton")
+    torch.testing.assert_close(dense(op), torch.outer(tied, tied))
+
+
+def test_gauss_newton_forms_no_matrix_of_outputs_by_outputs():
+    torch.manual_seed(0)
+    net, x = nn.Linear(3, 30_000, bias=False), torch.randn(5, 3)  # 36 GB, were it formed
+    op = curvature(net, F.cross_entropy, [(x, torch.arange(5))], kind="gauss_newton")
+    v = torch.randn(op.dim)
+    p, moved = net(x).detach().softmax(-1), x @ v.reshape(-1, 3).T
+    wanted = ((p * moved.square()).sum(-1) - (p * moved).sum(-1).square()).mean()
+    torch.testing.assert_close(v @ op(v), wanted)
+
+
 def test_a_single_batch_is_run_once_for_all_products():
     net, (x, y) = oracles.small_net(), oracles.data()
     runs = []
@@ -260,7 +287,7 @@ def test_refusals():
     with pytest.raises(Refused, match="no examples"):
         curvature(net, F.cross_entropy, [])
     with pytest.raises(Refused, match="output Hessian of the loss"):
-        curvature(net, F.l1_loss, [(x, y)], kind="gauss_newton")
+        curvature(net, F.l1_loss, [(x, y)], kind="type-2")
     with pytest.raises(Refused, match="needs a generator"):
         curvature(net, F.cross_entropy, [(x, y)], kind="mc")
     with pytest.raises(Refused, match="kind must be one of"):

@@ -2,7 +2,8 @@
 
     rank_λ(F) = E zᵀ F (F + λ)⁻¹ z = E [‖z‖² − λ zᵀu],     u = (F + λ)⁻¹ z,  z with independent ±1 entries
 
-Any network whose loss has a known output Hessian, no structure of layers needed, memory of a few gradients.
+Any network whose loss has a known output Hessian, no structure of layers needed, memory of a few gradients:
+the output Hessian's products are derivatives of the loss's slope, so that a large vocabulary does not matter.
 The gradient is that of λ uᵀ F(θ) u with u held fixed, unbiased and without differentiating the solver:
 
     d zᵀF(F + λ)⁻¹z = λ zᵀ(F + λ)⁻¹ dF (F + λ)⁻¹ z = λ uᵀ dF u
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 
 from flattrain.core.eager import need_examples_apart
-from flattrain.core.losses import output_root
+from flattrain.core.losses import need_root
 from flattrain.core.probes import direction, over_parameters
 from flattrain.core.ridge import ridge, scales
 from flattrain.core.trace import mean_of_probes
@@ -57,10 +58,11 @@ def fisher_rank_probes(
 
     def statistic(seen: Seen, noise: Mapping[str, Tensor]) -> Statistic:
         need_examples_apart(seen, "fisher_rank_probes")
-        root, n = output_root(seen, "fisher_rank_probes"), len(seen.outputs)
+        need_root(seen.criterion, "fisher_rank_probes")
         names, live = list(seen.params), list(seen.params.values())
         scale = scales("fisher_rank_probes", seen, table, names)
         dual = 0 * seen.outputs  # on the graph, because torch.func allows no requires_grad_
+        (slope,) = torch.autograd.grad(seen.loss, seen.outputs, create_graph=True)
         pulled = torch.autograd.grad(seen.outputs, live, dual, create_graph=True, materialize_grads=True)
 
         def scaled(v: Params) -> Params:
@@ -73,8 +75,13 @@ def fisher_rank_probes(
             (out,) = torch.autograd.grad(pulled, dual, along, create_graph=create, retain_graph=True)
             return out
 
+        def curved(w: Tensor, create: bool) -> Tensor:
+            """S w / n of the outputs."""
+            (out,) = torch.autograd.grad(slope, seen.outputs, w, create_graph=create, retain_graph=True)
+            return out
+
         def product(v: Params) -> Params:
-            middle = (root @ (root.mT @ pushed(v, False)[..., None]))[..., 0].detach() / n
+            middle = curved(pushed(v, False), False).detach()
             back = torch.autograd.grad(seen.outputs, live, middle, retain_graph=True, materialize_grads=True)
             return scaled(dict(zip(names, back, strict=True)))
 
@@ -83,7 +90,8 @@ def fisher_rank_probes(
             z = direction(noise, k, seen.params)
             u = {name: t.detach() for name, t in _solve(product, z, number, iterations).items()}
             fixed = sum(t.numel() for t in z.values()) - number * dot(z, u)
-            quadratic = number * (root.mT @ pushed(u, True)[..., None]).square().sum() / n
+            moved = pushed(u, True)
+            quadratic = number * (moved * curved(moved, True)).sum()
             values.append(fixed.detach() + quadratic - quadratic.detach())
         return {"rank": torch.stack(values)}
 

@@ -57,6 +57,19 @@ def test_too_few_iterations_leave_it_too_large():
     assert found == sorted(found, reverse=True) and found[0] > found[-1] * 1.01
 
 
+def test_a_vocabulary_is_no_obstacle():
+    """At W = 0 and one feature, S = (I − 11ᵀ/K)/K, and zᵀF(F + λ)⁻¹z is known for every z."""
+    k, x = 40_000, torch.tensor([[2.0], [-1.0], [3.0]])  # roots would be 38 GB
+    net = nn.Linear(1, k, bias=False)
+    nn.init.zeros_(net.weight)
+    noise = {"0.weight": torch.randn(k, 1, generator=torch.Generator().manual_seed(0)).sign()}
+    a = float(x.square().mean()) / k
+    left = k - float(noise["0.weight"].sum().square() / k)
+    measure = fisher_rank_probes(lam=1e-4, iterations=5)
+    found = value_of(measure, net, recognise(LOSS), x, torch.tensor([0, 1, 2]), noise=noise)
+    assert float(found) == pytest.approx(a / (a + 1e-4) * left, rel=1e-10)
+
+
 def test_networks_without_structure_and_vmap():
     net, x = zoo.build("transformer")
     y = zoo.targets(net, x, LOSS)

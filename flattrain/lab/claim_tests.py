@@ -14,6 +14,8 @@ PAIR = (*ONE, "versus", "versus_at")
 RUNS = ("arm", "arms", "at", "when")
 TESTS: dict[str, tuple[str, ...]] = {
     "median": ONE,
+    "mean": ONE,
+    "mean_ratio": (*ONE, "reference"),
     "share": (*ONE, *REGIONS),
     "difference": PAIR,
     "ratio": PAIR,
@@ -29,6 +31,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "sign_error": ("x", "y", "axes", "environments", "examples", *RUNS),
     "comovement": ("x", "y", "arm", "at", "among"),
     "slope": ("x", "y", "log", *RUNS),
+    "mean_slope": ("x", "y", "log", *RUNS),
     "effect": ("quantity", "rows", "columns", "cells", "of", "arm", "at", "when"),
     "coverage": ("quantity", "reference", "z", *RUNS),
 }
@@ -142,6 +145,8 @@ def _check_numbers(kind: str, settings: dict[str, Any], where: str, scope: Scope
     for key in ("z", "examples"):
         check_number(settings, key, "Positive", where)
     check_number(settings, "before", "Fraction", where)
+    if kind == "mean_ratio":
+        scope.need_quantity(settings["reference"], f"{where}.reference")
     reference = settings.get("reference", 0.0)
     if refusal("float", reference) and reference not in scope.quantities:
         raise Refused(

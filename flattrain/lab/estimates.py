@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from flattrain.lab.estimates_along import comovement, rise
+from flattrain.lab.estimates_of_means import mean_of_seeds, mean_ratio, mean_slope
 from flattrain.lab.region import condition
 from flattrain.lab.results import Table
 from flattrain.lab.scope import ARM
@@ -260,6 +261,8 @@ def _coverage(spec: dict[str, Any], table: Table, level: float) -> Interval:
 
 _TESTS: dict[str, Callable[[dict[str, Any], Table, float], Interval]] = {
     "median": _median,
+    "mean": mean_of_seeds,
+    "mean_ratio": mean_ratio,
     "share": _share,
     "difference": _difference,
     "ratio": _ratio,
@@ -274,6 +277,7 @@ _TESTS: dict[str, Callable[[dict[str, Any], Table, float], Interval]] = {
     "sign_error": _sign_error,
     "comovement": comovement,
     "slope": _slope,
+    "mean_slope": mean_slope,
     "effect": _effect,
     "coverage": _coverage,
 }

@@ -1,4 +1,4 @@
-"""Norm of the gradient of the mean loss, ‖∇L‖, and its square.
+"""Norm of the gradient of the mean loss, ‖∇L‖, and its square; or of the loss with weight decay, ‖∇L + λθ‖.
 
 The statistic is the gradient itself, a mean over examples; the norm is taken of the whole set's gradient.
 Averaged over batches, norms come out too large by the noise of the batches (Jensen).
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from flattrain.core import trees
 from flattrain.core.roots import root
+from flattrain.ranges import NonNegative, checked
 from flattrain.types import Estimate, Measure, Seen, Statistic
 
 
@@ -22,13 +23,23 @@ def _gradient(seen: Seen, noise: Mapping[str, Tensor]) -> Statistic:
     return dict(zip(seen.params, gradient, strict=True))
 
 
-def gradient_norm() -> Measure:
-    """‖∇L‖₂ over all trainable parameters; at a stationary point its gradient as a penalty is 0."""
+@checked
+def gradient_norm(*, weight_decay: NonNegative = 0.0) -> Measure:
+    """‖∇L + λθ‖₂ over all trainable parameters; at a stationary point its gradient as a penalty is 0.
+
+    weight_decay : λ, that of the training, where the stationary points of L + (λ/2)‖θ‖² are meant.
+    """
+
+    def statistic(seen: Seen, noise: Mapping[str, Tensor]) -> Statistic:
+        gradient = _gradient(seen, noise)
+        return trees.axpy(weight_decay, seen.params, gradient) if weight_decay else gradient
+
+    added = f" plus {weight_decay:g} times the parameters" if weight_decay else ""
     return Measure(
         "gradient_norm",
-        _gradient,
+        statistic,
         lambda s: Estimate(root(trees.dot(s, s))),
-        "norm of the gradient of the mean loss over all trainable parameters",
+        f"norm of the gradient of the mean loss{added} over all trainable parameters",
         order=2,
     )
 

@@ -1,4 +1,6 @@
-"""Norm of the gradient of the mean loss, ‖∇L‖, and its square; or of the loss with weight decay, ‖∇L + λθ‖.
+"""Norm of the gradient of the mean loss, ‖∇L‖, and its square; with `lam`, of L + (λ/2)‖θ‖².
+
+λ is the weight_decay of SGD: where training has ended, the norm of the gradient of what was minimised is 0.
 
 The statistic is the gradient itself, a mean over examples; the norm is taken of the whole set's gradient.
 Averaged over batches, norms come out too large by the noise of the batches (Jensen).
@@ -24,22 +26,19 @@ def _gradient(seen: Seen, noise: Mapping[str, Tensor]) -> Statistic:
 
 
 @checked
-def gradient_norm(*, weight_decay: NonNegative = 0.0) -> Measure:
-    """‖∇L + λθ‖₂ over all trainable parameters; at a stationary point its gradient as a penalty is 0.
-
-    weight_decay : λ, that of the training, where the stationary points of L + (λ/2)‖θ‖² are meant.
-    """
+def gradient_norm(*, lam: NonNegative = 0.0) -> Measure:
+    """‖∇L + λθ‖₂ over all trainable parameters; at a stationary point its gradient as a penalty is 0."""
 
     def statistic(seen: Seen, noise: Mapping[str, Tensor]) -> Statistic:
-        gradient = _gradient(seen, noise)
-        return trees.axpy(weight_decay, seen.params, gradient) if weight_decay else gradient
+        slopes = _gradient(seen, noise)
+        return {name: g + lam * seen.params[name] for name, g in slopes.items()} if lam else slopes
 
-    added = f" plus {weight_decay:g} times the parameters" if weight_decay else ""
+    of = f"the mean loss + {lam / 2:g} ‖θ‖²" if lam else "the mean loss"
     return Measure(
         "gradient_norm",
         statistic,
         lambda s: Estimate(root(trees.dot(s, s))),
-        f"norm of the gradient of the mean loss{added} over all trainable parameters",
+        f"norm of the gradient of {of} over all trainable parameters",
         order=2,
     )
 

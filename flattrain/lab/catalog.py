@@ -110,6 +110,8 @@ PENALTIES = {
     "block_rank": "measures.block_rank:block_rank",
     "fisher_rank_probes": "measures.fisher_rank_probes:fisher_rank_probes",
     "fisher_rank": "measures.fisher_rank:fisher_rank",
+    "jacobian_trace": "measures.jacobian_trace:jacobian_trace",
+    "gap_penalty": "measures.gap_penalty:gap_penalty",
     "gauss_newton_trace": "measures.gauss_newton_trace:gauss_newton_trace",
     "hessian_trace": "measures.hessian_trace:hessian_trace",
     "deep_linear_trace": "measures.deep_linear_trace:deep_linear_trace",
@@ -132,6 +134,7 @@ PENALTIES = {
     "gini_confidence": "measures.confidence:gini_confidence",
     "label_smoothing": "measures.label_smoothing:label_smoothing",
     "weight_norm": "measures.norms:weight_norm",
+    "logit_norm": "measures.logit_norm:logit_norm",
 }
 MEASURES = {
     "train_loss": "measures.loss:loss",

@@ -20,6 +20,9 @@ TESTS: dict[str, tuple[str, ...]] = {
     "difference": PAIR,
     "ratio": PAIR,
     "lower": PAIR,
+    "sign_agreement": ("quantity", "arm", "versus", "at", "x", "threshold"),
+    "change_correlation": ("quantity", "arm", "versus", "at", "x"),
+    "change_ratio": ("quantity", "reference", "arm", "versus", "at"),
     "rise": ("quantity", "arm", "at", "before", "at_least"),
     "spread": ("quantity", "arm", "at", "divided_by", "over", "among"),
     "rank_correlation": ("x", "y", "minus", *RUNS),
@@ -36,6 +39,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "coverage": ("quantity", "reference", "z", *RUNS),
 }
 _NEEDED = ("over", "by", "given", "reference", "of", "before")
+_OF_RUNS = ("comovement", "sign_agreement", "change_correlation")  # x is measured, not an axis
 VIEWS = ("worst", "mean")
 EFFECTS = ("rows", "columns", "interaction")
 LOGS = ("x", "y", "xy")
@@ -52,7 +56,7 @@ def check_test(kind: str, settings: Any, where: str, scope: Scope) -> None:
         scope.need_quantity(settings.get("quantity"), f"{where}.quantity")
     for key in ("x", "y"):
         if key in keys:
-            need = scope.need_quantity if kind == "comovement" else scope.need_variable
+            need = scope.need_quantity if kind in _OF_RUNS else scope.need_variable
             need(settings.get(key), f"{where}.{key}")
     if settings.get("minus") is not None:
         scope.need_variable(settings["minus"], f"{where}.minus")
@@ -145,7 +149,8 @@ def _check_numbers(kind: str, settings: dict[str, Any], where: str, scope: Scope
     for key in ("z", "examples"):
         check_number(settings, key, "Positive", where)
     check_number(settings, "before", "Fraction", where)
-    if kind == "mean_ratio":
+    check_number(settings, "threshold", "float", where)
+    if kind in ("mean_ratio", "change_ratio"):
         scope.need_quantity(settings["reference"], f"{where}.reference")
     reference = settings.get("reference", 0.0)
     if refusal("float", reference) and reference not in scope.quantities:

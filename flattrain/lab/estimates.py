@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from flattrain.lab.estimates_along import comovement, rise
+from flattrain.lab.estimates_of_changes import change_correlation, change_ratio, sign_agreement
 from flattrain.lab.estimates_of_means import mean_of_seeds, mean_ratio, mean_slope
 from flattrain.lab.region import condition
 from flattrain.lab.results import Table
@@ -267,6 +268,9 @@ _TESTS: dict[str, Callable[[dict[str, Any], Table, float], Interval]] = {
     "difference": _difference,
     "ratio": _ratio,
     "lower": _lower,
+    "sign_agreement": sign_agreement,
+    "change_correlation": change_correlation,
+    "change_ratio": change_ratio,
     "rise": rise,
     "rank_correlation": _rank_correlation,
     "partial_rank_correlation": _partial,

@@ -7,17 +7,25 @@ What a penalty on batches minimises on average.
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Mapping
 
+import torch
+from torch import Tensor
+
+from flattrain.core.labels import need_equal_weights
 from flattrain.measures.fisher_rank import fisher_rank
 from flattrain.ranges import Count, Positive, checked
-from flattrain.types import Estimate, Measure, Statistic
+from flattrain.types import Estimate, Measure, Seen, Statistic
 
 
 @checked
 def fisher_rank_of_batches(*, batch: Count = 10, lam: Positive = 1e-2) -> Measure:
     """Batches of `batch` examples in the order of the data; the last has what is left."""
     whole = fisher_rank(lam=lam)
+
+    def statistic(seen: Seen, noise: Mapping[str, Tensor]) -> Statistic:
+        need_equal_weights(seen, "fisher_rank_of_batches")
+        return whole.statistic(seen, noise)
 
     def reduce(s: Statistic) -> Estimate:
         n, total = len(s["mass"]), torch.zeros((), dtype=torch.float64)
@@ -28,7 +36,7 @@ def fisher_rank_of_batches(*, batch: Count = 10, lam: Positive = 1e-2) -> Measur
 
     return Measure(
         "fisher_rank_of_batches",
-        whole.statistic,
+        statistic,
         reduce,
         f"mean over batches of {batch} examples of the {whole.definition}",
         combine="rows",

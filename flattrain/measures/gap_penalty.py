@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from flattrain.core import ghost
-from flattrain.core.labels import need_one_row
+from flattrain.core.labels import need_equal_weights, need_one_row
 from flattrain.core.losses import example_slopes, root_vectors
 from flattrain.measures.soft_rank import soft_rank
-from flattrain.ranges import Positive, Refused, checked
+from flattrain.ranges import Positive, checked
 from flattrain.types import Estimate, Measure, Seen, Statistic
 
 
@@ -29,9 +29,7 @@ def gap_penalty(*, lam: Positive = 1e-3) -> Measure:
 
     def statistic(seen: Seen, noise: Mapping[str, Tensor]) -> Statistic:
         need_one_row(seen, "gap_penalty")
-        weights = None if seen.criterion.weights is None else seen.criterion.weights(seen.target)
-        if weights is not None and bool((weights != 1).any()):
-            raise Refused("gap_penalty: examples must weigh the same; drop class weights and ignored labels")
+        need_equal_weights(seen, "gap_penalty")
         slopes = example_slopes(seen.criterion, seen.loss, seen.outputs, seen.target)
         vectors = [*root_vectors(seen, None, "gap_penalty"), slopes]
         squares = ghost.squares(part.piece for part in ghost.pieces(seen, vectors, "gap_penalty"))

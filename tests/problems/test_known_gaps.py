@@ -1,4 +1,4 @@
-"""Data sets of which the generalisation gap is known, and the linear model: a gap by hand, prefixes, draws."""
+"""Data sets of which the generalisation gap is known, and the linear model."""
 
 from __future__ import annotations
 

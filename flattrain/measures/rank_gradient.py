@@ -71,7 +71,8 @@ def rank_gradient_error(
         live = seen._replace(differentiable=True)
         assert exact.on_batch is not None
         params = list(seen.params.values())
-        g = torch.autograd.grad(exact.on_batch(live, {}), params, retain_graph=True)
+        value = exact.on_batch(live, {})
+        g = torch.autograd.grad(value, params, retain_graph=True, materialize_grads=True)
         size = torch.stack([part.square().sum() for part in g]).sum().sqrt()
         if against == "closed_form":
             f = _matrix(seen, seen.params, seen.outputs, create=True)

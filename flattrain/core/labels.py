@@ -33,6 +33,13 @@ def need_one_row(seen: Seen, what: str) -> None:
         )
 
 
+def need_equal_weights(seen: Seen, what: str) -> None:
+    """Refuse class weights and ignored labels, for what takes every example for one of n."""
+    weights = None if seen.criterion.weights is None else seen.criterion.weights(seen.target)
+    if weights is not None and bool((weights != 1).any()):
+        raise Refused(f"{what}: examples must weigh the same; drop class weights and ignored labels")
+
+
 def classes(seen: Seen, what: str) -> Tensor:
     """Class of each example (n,): labels as they are, argmax of one row per class, sign of ±1 targets."""
     need_one_row(seen, what)

@@ -73,14 +73,16 @@ def arm_cells(
     for axis, values in grid.items():
         if axis not in axes:
             raise Refused(f"arms.{arm}.grid: unknown axis {axis!r}{suggest(str(axis), axes)}")
-        need_values(f"arms.{arm}.grid.{axis}", values)
-    ranges = {axis: grid.get(axis, default) for axis, (_, default) in axes.items()}
+        if values is not None:  # null: the axis is not one of this arm's
+            need_values(f"arms.{arm}.grid.{axis}", values)
+    given = {axis: grid.get(axis, default) for axis, (_, default) in axes.items()}
+    ranges = {axis: values for axis, values in given.items() if values is not None}
     # Runs of before there was tuning have no such key.
     base = {"tune": None} | {key: raw[key] for key in ARM_KEYS if key in raw and key != "grid"}
     merged = merge(base, {k: v for k, v in changes.items() if k != "grid"})
     measures = measured(merged["measures"], f"arms.{arm}.measures")
     seeds = range(raw["first_seed"], raw["first_seed"] + raw["seeds"])
-    keys = {axis: key for axis, (key, _) in axes.items()}
+    keys = {axis: axes[axis][0] for axis in ranges}
     tune = read_tune(merged["tune"], f"arms.{arm}.tune", name, keys, seeds)
     many = math.prod(len(values) for values in ranges.values())
     for what, count in (("cells", many), ("trials", many * len(tune.candidates) if tune else 0)):

@@ -19,6 +19,8 @@ from flattrain.ranges import Refused, listed, refusal, suggest
 DATASETS = {
     "parity": "problems.parity:parity",
     "ball": "problems.ball:ball",
+    "fixed_design": "problems.fixed_design:fixed_design",
+    "logistic_cube": "problems.logistic_cube:logistic_cube",
     "radial": "problems.radial:radial",
     "digits": "problems.digits:digits",
     "matrix_sensing": "problems.matrix_sensing:matrix_sensing",
@@ -32,6 +34,7 @@ MODELS = {
     "generalising": "problems.two_layer:generalising",
     "sphere_interpolator": "problems.sphere_interpolator:sphere_interpolator",
     "unit_start": "problems.sphere_interpolator:unit_start",
+    "linear": "problems.linear:linear",
     "mlp": "problems.networks:mlp",
     "cnn": "problems.networks:cnn",
     "deep_linear": "problems.matrix_sensing:deep_linear",
@@ -44,6 +47,7 @@ LOSSES = {
     "squared_error": "problems.losses:squared_error",
     "mean_squared_error": "problems.losses:mean_squared_error",
     "half_squared_error": "problems.losses:half_squared_error",
+    "binary_cross_entropy": "problems.losses:binary_cross_entropy",
     "smoothed_logistic": "problems.losses:smoothed_logistic",
 }
 OPTIMIZERS = {
@@ -81,6 +85,7 @@ RULES = {
     "schedule": "rules.schedule:schedule",
     "weight_decay": "rules.decay:weight_decay",
     "clip": "rules.decay:clip",
+    "newton": "rules.newton:newton",
     "trace_sam": "rules.universal:trace_sam",
     "det_sam": "rules.universal:det_sam",
     "frob_sam": "rules.universal:frob_sam",
@@ -105,6 +110,8 @@ PENALTIES = {
     "block_rank": "measures.block_rank:block_rank",
     "fisher_rank_probes": "measures.fisher_rank_probes:fisher_rank_probes",
     "fisher_rank": "measures.fisher_rank:fisher_rank",
+    "jacobian_trace": "measures.jacobian_trace:jacobian_trace",
+    "gap_penalty": "measures.gap_penalty:gap_penalty",
     "gauss_newton_trace": "measures.gauss_newton_trace:gauss_newton_trace",
     "hessian_trace": "measures.hessian_trace:hessian_trace",
     "deep_linear_trace": "measures.deep_linear_trace:deep_linear_trace",
@@ -127,6 +134,7 @@ PENALTIES = {
     "gini_confidence": "measures.confidence:gini_confidence",
     "label_smoothing": "measures.label_smoothing:label_smoothing",
     "weight_norm": "measures.norms:weight_norm",
+    "logit_norm": "measures.logit_norm:logit_norm",
 }
 MEASURES = {
     "train_loss": "measures.loss:loss",
@@ -141,6 +149,9 @@ MEASURES = {
     "pulled_back_trace": "measures.pulled_back_trace:pulled_back_trace",
     "top_eigenvalue": "measures.top_eigenvalue:top_eigenvalue",
     "gap_estimate": "measures.generalisation_gap:gap_estimate",
+    "logistic_gap": "measures.logistic_gap:logistic_gap",
+    "fisher_rank_of_batches": "measures.fisher_rank_of_batches:fisher_rank_of_batches",
+    "rank_gradient_error": "measures.rank_gradient:rank_gradient_error",
     "gradient_covariance_trace": "measures.gradient_covariance:gradient_covariance_trace",
     "smallest_eigenvalue": "measures.top_eigenvalue:smallest_eigenvalue",
     "representativeness": "measures.representativeness:representativeness",

@@ -14,10 +14,15 @@ PAIR = (*ONE, "versus", "versus_at")
 RUNS = ("arm", "arms", "at", "when")
 TESTS: dict[str, tuple[str, ...]] = {
     "median": ONE,
+    "mean": ONE,
+    "mean_ratio": (*ONE, "reference"),
     "share": (*ONE, *REGIONS),
     "difference": PAIR,
     "ratio": PAIR,
     "lower": PAIR,
+    "sign_agreement": ("quantity", "arm", "versus", "at", "x", "threshold"),
+    "change_correlation": ("quantity", "arm", "versus", "at", "x"),
+    "change_ratio": ("quantity", "reference", "arm", "versus", "at"),
     "rise": ("quantity", "arm", "at", "before", "at_least"),
     "spread": ("quantity", "arm", "at", "divided_by", "over", "among"),
     "rank_correlation": ("x", "y", "minus", *RUNS),
@@ -29,10 +34,12 @@ TESTS: dict[str, tuple[str, ...]] = {
     "sign_error": ("x", "y", "axes", "environments", "examples", *RUNS),
     "comovement": ("x", "y", "arm", "at", "among"),
     "slope": ("x", "y", "log", *RUNS),
+    "mean_slope": ("x", "y", "log", *RUNS),
     "effect": ("quantity", "rows", "columns", "cells", "of", "arm", "at", "when"),
     "coverage": ("quantity", "reference", "z", *RUNS),
 }
 _NEEDED = ("over", "by", "given", "reference", "of", "before")
+_OF_RUNS = ("comovement", "sign_agreement", "change_correlation")  # x is measured, not an axis
 VIEWS = ("worst", "mean")
 EFFECTS = ("rows", "columns", "interaction")
 LOGS = ("x", "y", "xy")
@@ -49,7 +56,7 @@ def check_test(kind: str, settings: Any, where: str, scope: Scope) -> None:
         scope.need_quantity(settings.get("quantity"), f"{where}.quantity")
     for key in ("x", "y"):
         if key in keys:
-            need = scope.need_quantity if kind == "comovement" else scope.need_variable
+            need = scope.need_quantity if kind in _OF_RUNS else scope.need_variable
             need(settings.get(key), f"{where}.{key}")
     if settings.get("minus") is not None:
         scope.need_variable(settings["minus"], f"{where}.minus")
@@ -142,6 +149,9 @@ def _check_numbers(kind: str, settings: dict[str, Any], where: str, scope: Scope
     for key in ("z", "examples"):
         check_number(settings, key, "Positive", where)
     check_number(settings, "before", "Fraction", where)
+    check_number(settings, "threshold", "float", where)
+    if kind in ("mean_ratio", "change_ratio"):
+        scope.need_quantity(settings["reference"], f"{where}.reference")
     reference = settings.get("reference", 0.0)
     if refusal("float", reference) and reference not in scope.quantities:
         raise Refused(

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 
 from flattrain.lab.estimates_along import comovement, rise
+from flattrain.lab.estimates_of_changes import change_correlation, change_ratio, sign_agreement
+from flattrain.lab.estimates_of_means import mean_of_seeds, mean_ratio, mean_slope
 from flattrain.lab.region import condition
 from flattrain.lab.results import Table
 from flattrain.lab.scope import ARM
@@ -260,10 +262,15 @@ def _coverage(spec: dict[str, Any], table: Table, level: float) -> Interval:
 
 _TESTS: dict[str, Callable[[dict[str, Any], Table, float], Interval]] = {
     "median": _median,
+    "mean": mean_of_seeds,
+    "mean_ratio": mean_ratio,
     "share": _share,
     "difference": _difference,
     "ratio": _ratio,
     "lower": _lower,
+    "sign_agreement": sign_agreement,
+    "change_correlation": change_correlation,
+    "change_ratio": change_ratio,
     "rise": rise,
     "rank_correlation": _rank_correlation,
     "partial_rank_correlation": _partial,
@@ -274,6 +281,7 @@ _TESTS: dict[str, Callable[[dict[str, Any], Table, float], Interval]] = {
     "sign_error": _sign_error,
     "comovement": comovement,
     "slope": _slope,
+    "mean_slope": mean_slope,
     "effect": _effect,
     "coverage": _coverage,
 }

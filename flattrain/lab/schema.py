@@ -21,7 +21,7 @@ class TrainSchema:
     lr: float = 0.1
     momentum: float | None = None
     weight_decay: float | None = None
-    batch_size: int = 32
+    batch_size: int | None = 32
     steps: int | None = None
     epochs: int | None = None
     gradient_evaluations: int | None = None

@@ -15,7 +15,7 @@ TRAIN = {
     "lr": "Positive",
     "momentum": "Fraction | None",
     "weight_decay": "NonNegative | None",
-    "batch_size": "Count",
+    "batch_size": "Count | None",
     "steps": "Steps | None",
     "epochs": "Steps | None",
     EVALUATIONS: "Count | None",
@@ -127,19 +127,20 @@ def _train(train: dict[str, Any], dataset: catalog.Choice, where: str) -> dict[s
             f"{where}.train: give either steps or epochs or {EVALUATIONS} (the others null), got "
             + (", ".join(given) or "none")
         )
-    steps = train["steps"]
+    steps, batch_size = train["steps"], examples if train["batch_size"] is None else train["batch_size"]
+    if batch_size is None:
+        raise Refused(f"{where}.train.batch_size: null, all of them, needs the dataset's train size; give it")
     if given == ["epochs"]:
         if examples is None:
             raise Refused(f"{where}.train.epochs: needs the dataset's train size; give it or use steps")
-        steps = train["epochs"] * examples // train["batch_size"]
-    if examples is not None and train["batch_size"] > examples:
+        steps = train["epochs"] * examples // batch_size
+    if examples is not None and batch_size > examples:
         raise Refused(
-            f"{where}.train.batch_size must be at most the {examples} training examples, "
-            f"got {train['batch_size']}"
+            f"{where}.train.batch_size must be at most the {examples} training examples, got {batch_size}"
         )
     return {
         "optimizer": _plain(optimizer),
-        "batch_size": train["batch_size"],
+        "batch_size": batch_size,
         "steps": steps,  # None until lab.budget has found how many the gradient evaluations are
         EVALUATIONS: train.get(EVALUATIONS),
         "milestones": train["milestones"],

@@ -24,10 +24,10 @@ import torch
 from torch import Tensor
 
 from flattrain.core import ghost
-from flattrain.core.labels import need_one_row
+from flattrain.core.labels import need_equal_weights, need_one_row
 from flattrain.core.losses import example_slopes, root_vectors
 from flattrain.core.rows import pack, unpack
-from flattrain.ranges import Positive, Refused, checked
+from flattrain.ranges import Positive, checked
 from flattrain.types import Estimate, Measure, Seen, Statistic
 
 Kind = Literal["tic", "rank", "kappa_rank"]
@@ -85,7 +85,7 @@ def gap_report(statistic: Statistic, lam: float) -> GapReport:
         kappa * float(rank),
         kappa,
         stationary**0.5,
-        lam / float(torch.linalg.matrix_norm(fisher, 2) / n),
+        lam / float(torch.linalg.eigvalsh(fisher)[-1] / n),
         min(entries, len(fisher)),
     )
 
@@ -116,9 +116,7 @@ def gap_estimate(
 def gap_statistic(seen: Seen, noise: Mapping[str, Tensor], uncovered: ghost.Uncovered) -> Statistic:
     """What `gap_report` needs, a row per example."""
     need_one_row(seen, "gap_estimate")
-    weights = None if seen.criterion.weights is None else seen.criterion.weights(seen.target)
-    if weights is not None and bool((weights != 1).any()):
-        raise Refused("gap_estimate: examples must weigh the same; drop class weights and ignored labels")
+    need_equal_weights(seen, "gap_estimate")
     vectors = [
         *root_vectors(seen, None, "gap_estimate"),
         example_slopes(seen.criterion, seen.loss, seen.outputs, seen.target),

@@ -36,6 +36,12 @@ def half_squared_error() -> Loss:
 
 
 @checked
+def binary_cross_entropy() -> Loss:
+    """mean over examples of log(1 + e^f) − y f, targets 0 and 1."""
+    return losses.binary_cross_entropy
+
+
+@checked
 def smoothed_logistic() -> Loss:
     """mean over examples of the label-smoothed logistic loss, targets ±1."""
     return losses.smoothed_logistic

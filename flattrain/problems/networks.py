@@ -7,12 +7,13 @@ from collections import OrderedDict
 from itertools import pairwise
 from typing import Literal
 
-from torch import nn
+from torch import Generator, nn
 
 from flattrain.core.eager import LayerNorm
 from flattrain.problems import start
 from flattrain.problems.split import Model, Split
-from flattrain.ranges import Refused, checked
+from flattrain.ranges import Positive, Refused, checked
+from flattrain.types import Params
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -29,13 +30,18 @@ def mlp(
     activation: Literal["relu", "tanh", "softplus", "gelu"] = "relu",
     normalisation: Literal["none", "layer"] = "none",
     bias: Literal["all", "first", "none"] = "all",
+    node_scale: Positive = 1.0,
 ) -> Model:
     """Linear layers `hidden1`, `hidden2`, … and `head` on flattened inputs; `bias` says which have one.
 
-    With `normalisation="layer"` a LayerNorm `norm1`, `norm2`, … stands before each activation.
+    With `normalisation="layer"` a LayerNorm `norm1`, `norm2`, … stands before each activation. `node_scale`
+    multiplies the initial weights and biases into the first hidden units and divides those out of them: of
+    ReLU units the function is the same.
     """
     if not widths or min(widths) < 1:
         raise Refused(f"mlp: widths must be a list of whole numbers >= 1, got {list(widths)}")
+    if node_scale != 1 and (activation != "relu" or normalisation != "none"):
+        raise Refused("mlp: node_scale keeps the function of relu units without normalisation only")
 
     def build(split: Split) -> nn.Module:
         sizes = [math.prod(split.train_x.shape[1:]), *widths]
@@ -48,7 +54,13 @@ def mlp(
         parts["head"] = nn.Linear(sizes[-1], split.outputs, bias == "all")
         return nn.Sequential(parts)
 
-    return Model(build, start.default)
+    def initial(module: nn.Module, split: Split, generator: Generator) -> Params:
+        params = start.default(module, split, generator)
+        after = "hidden2.weight" if len(widths) > 1 else "head.weight"
+        into = {k: v * node_scale for k, v in params.items() if k.startswith("hidden1.")}
+        return params | into | {after: params[after] / node_scale}
+
+    return Model(build, initial)
 
 
 @checked

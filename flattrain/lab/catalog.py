@@ -55,6 +55,7 @@ STEP_SIZES = {
     "cdat": "training.step_sizes:cdat",
     "armijo": "training.step_sizes:armijo",
     "warm_up": "training.step_sizes:warm_up",
+    "schedule": "training.step_sizes:schedule",
     "polyak": "training.step_sizes:polyak",
 }
 AVERAGES = {
@@ -125,6 +126,7 @@ PENALTIES = {
     "feature_noise": "measures.feature_noise:feature_noise",
     "negative_entropy": "measures.confidence:negative_entropy",
     "gini_confidence": "measures.confidence:gini_confidence",
+    "flatness_surrogate": "measures.flatness_surrogate:flatness_surrogate",
     "label_smoothing": "measures.label_smoothing:label_smoothing",
     "weight_norm": "measures.norms:weight_norm",
 }

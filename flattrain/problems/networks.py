@@ -7,12 +7,13 @@ from collections import OrderedDict
 from itertools import pairwise
 from typing import Literal
 
-from torch import nn
+from torch import Generator, nn
 
 from flattrain.core.eager import LayerNorm
 from flattrain.problems import start
 from flattrain.problems.split import Model, Split
-from flattrain.ranges import Refused, checked
+from flattrain.ranges import Positive, Refused, checked
+from flattrain.types import Params
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -29,11 +30,16 @@ def mlp(
     activation: Literal["relu", "tanh", "softplus", "gelu"] = "relu",
     normalisation: Literal["none", "layer"] = "none",
     bias: Literal["all", "first", "none"] = "all",
+    head_norm: Positive | None = None,
+    head_norm_at_most: Positive | None = None,
 ) -> Model:
     """Linear layers `hidden1`, `hidden2`, … and `head` on flattened inputs; `bias` says which have one.
 
-    With `normalisation="layer"` a LayerNorm `norm1`, `norm2`, … stands before each activation.
+    With `normalisation="layer"` a LayerNorm `norm1`, `norm2`, … stands before each activation. After every
+    step the weight of the head is scaled to the Frobenius norm `head_norm`, or down to `head_norm_at_most`.
     """
+    if head_norm is not None and head_norm_at_most is not None:
+        raise Refused("mlp: give head_norm or head_norm_at_most, not both")
     if not widths or min(widths) < 1:
         raise Refused(f"mlp: widths must be a list of whole numbers >= 1, got {list(widths)}")
 
@@ -48,7 +54,19 @@ def mlp(
         parts["head"] = nn.Linear(sizes[-1], split.outputs, bias == "all")
         return nn.Sequential(parts)
 
-    return Model(build, start.default)
+    if head_norm is None and head_norm_at_most is None:
+        return Model(build, start.default)
+
+    def project(module: nn.Module, params: Params) -> Params:
+        weight = params["head.weight"]
+        norm = weight.square().sum().sqrt()
+        to = head_norm if head_norm is not None else norm.clamp(max=head_norm_at_most)
+        return params | {"head.weight": weight * (to / norm)}
+
+    def projected(module: nn.Module, split: Split, generator: Generator) -> Params:
+        return project(module, start.default(module, split, generator))
+
+    return Model(build, projected, project=project)
 
 
 @checked

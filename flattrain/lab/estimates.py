@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from flattrain.lab.estimates_along import comovement, rise
+from flattrain.lab.estimates_along import comovement, line, rise
+from flattrain.lab.estimates_contrast import contrast
+from flattrain.lab.estimates_events import fall, lag, nearer
 from flattrain.lab.region import condition
 from flattrain.lab.results import Table
 from flattrain.lab.scope import ARM
@@ -273,7 +275,12 @@ _TESTS: dict[str, Callable[[dict[str, Any], Table, float], Interval]] = {
     "conditional_information": _information,
     "sign_error": _sign_error,
     "comovement": comovement,
+    "line": line,
+    "fall": fall,
+    "lag": lag,
+    "nearer": nearer,
     "slope": _slope,
     "effect": _effect,
+    "contrast": contrast,
     "coverage": _coverage,
 }

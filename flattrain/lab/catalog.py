@@ -23,6 +23,7 @@ DATASETS = {
     "digits": "problems.digits:digits",
     "matrix_sensing": "problems.matrix_sensing:matrix_sensing",
     "unit_vectors": "problems.toys:unit_vectors",
+    "modular_addition": "problems.modular_addition:modular_addition",
     "mnist": "problems.idx:mnist",
     "fashion_mnist": "problems.idx:fashion_mnist",
 }
@@ -34,6 +35,7 @@ MODELS = {
     "unit_start": "problems.sphere_interpolator:unit_start",
     "mlp": "problems.networks:mlp",
     "cnn": "problems.networks:cnn",
+    "one_block": "problems.one_block:one_block",
     "deep_linear": "problems.matrix_sensing:deep_linear",
     "valley": "problems.toys:valley",
     "quadratic": "problems.toys:quadratic",
@@ -155,6 +157,7 @@ MEASURES = {
     "column_ratio": "measures.norms:column_ratio",
     "path_inequality": "measures.stability:path_inequality",
     "dead_units": "measures.stability:dead_units",
+    "product_of_logits": "measures.product_of_logits:product_of_logits",
     "product_nuclear_norm": "measures.deep_linear_trace:product_nuclear_norm",
     "trace_floor": "measures.deep_linear_trace:trace_floor",
     "distance_to_top": "measures.landmarks:distance_to_top",

@@ -24,7 +24,7 @@ from flattrain.measures.gauss_newton_trace import gauss_newton_trace
 from flattrain.measures.hessian_trace import hessian_trace
 from flattrain.measures.relative_flatness import relative_flatness
 from flattrain.measures.soft_rank import soft_rank
-from flattrain.ranges import Refused
+from flattrain.ranges import Refused, refusal
 from flattrain.training.objective import Penalty, build
 from flattrain.types import Loss
 
@@ -135,6 +135,9 @@ class Regularized:
                 f"{type(model).__name__} hides local gradients from penalties; pass model.module and "
                 "average the gradients over ranks after backward()"
             )
+        for penalty in penalties:
+            if problem := refusal("NonNegative", penalty.weight):
+                raise Refused(f"{penalty.measure.name}: weight {problem}")
         self.objective = build(model, recognise(loss_fn), penalties, forward)
         self.seed = seed
         self.calls = 0

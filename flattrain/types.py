@@ -41,13 +41,15 @@ class Moment:
 class Batch(NamedTuple):
     """Everything a step may see, so that two calls within a step see the same objective.
 
-    noise holds what is random in the rule and in the measures, drawn beforehand by `core.probes`.
+    noise holds what is random in the rule and in the measures, drawn beforehand by `core.probes`; clock the
+    number of the step as a tensor, where the step is compiled and cannot branch on it (`core.clock`).
     """
 
     x: Tensor
     y: Tensor
     noise: dict[str, Tensor] = {}  # noqa: RUF012  (never written to; NamedTuple has no factory)
     moment: Moment = Moment()
+    clock: tuple[Tensor, ...] = ()
 
 
 class Draw(NamedTuple):

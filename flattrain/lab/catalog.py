@@ -25,6 +25,7 @@ DATASETS = {
     "digits": "problems.digits:digits",
     "matrix_sensing": "problems.matrix_sensing:matrix_sensing",
     "unit_vectors": "problems.toys:unit_vectors",
+    "modular_addition": "problems.modular_addition:modular_addition",
     "mnist": "problems.idx:mnist",
     "fashion_mnist": "problems.idx:fashion_mnist",
 }
@@ -37,6 +38,7 @@ MODELS = {
     "linear": "problems.linear:linear",
     "mlp": "problems.networks:mlp",
     "cnn": "problems.networks:cnn",
+    "one_block": "problems.one_block:one_block",
     "deep_linear": "problems.matrix_sensing:deep_linear",
     "valley": "problems.toys:valley",
     "quadratic": "problems.toys:quadratic",
@@ -59,6 +61,7 @@ STEP_SIZES = {
     "cdat": "training.step_sizes:cdat",
     "armijo": "training.step_sizes:armijo",
     "warm_up": "training.step_sizes:warm_up",
+    "schedule": "training.step_sizes:schedule",
     "polyak": "training.step_sizes:polyak",
 }
 AVERAGES = {
@@ -132,6 +135,7 @@ PENALTIES = {
     "feature_noise": "measures.feature_noise:feature_noise",
     "negative_entropy": "measures.confidence:negative_entropy",
     "gini_confidence": "measures.confidence:gini_confidence",
+    "flatness_surrogate": "measures.flatness_surrogate:flatness_surrogate",
     "label_smoothing": "measures.label_smoothing:label_smoothing",
     "weight_norm": "measures.norms:weight_norm",
     "logit_norm": "measures.logit_norm:logit_norm",
@@ -164,6 +168,7 @@ MEASURES = {
     "column_ratio": "measures.norms:column_ratio",
     "path_inequality": "measures.stability:path_inequality",
     "dead_units": "measures.stability:dead_units",
+    "product_of_logits": "measures.product_of_logits:product_of_logits",
     "product_nuclear_norm": "measures.deep_linear_trace:product_nuclear_norm",
     "trace_floor": "measures.deep_linear_trace:trace_floor",
     "distance_to_top": "measures.landmarks:distance_to_top",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from flattrain.lab import matching
+from flattrain.lab.events import check_event
 from flattrain.lab.region import REGIONS, region
 from flattrain.lab.scope import ARM, Scope
 from flattrain.ranges import Refused, refusal, suggest
@@ -33,15 +34,21 @@ TESTS: dict[str, tuple[str, ...]] = {
     "conditional_information": ("x", "y", "axes", *RUNS),
     "sign_error": ("x", "y", "axes", "environments", "examples", *RUNS),
     "comovement": ("x", "y", "arm", "at", "among"),
+    "line": ("x", "y", "log", "of", "arm", "at", "among"),
+    "fall": ("quantity", "arm", "at"),
+    "lag": ("event", "behind", "arm", "at"),
+    "nearer": ("event", "to", "than", "arm", "at"),
     "slope": ("x", "y", "log", *RUNS),
     "mean_slope": ("x", "y", "log", *RUNS),
     "effect": ("quantity", "rows", "columns", "cells", "of", "arm", "at", "when"),
+    "contrast": ("quantity", "weights", "at", "when"),
     "coverage": ("quantity", "reference", "z", *RUNS),
 }
 _NEEDED = ("over", "by", "given", "reference", "of", "before")
-_OF_RUNS = ("comovement", "sign_agreement", "change_correlation")  # x is measured, not an axis
+_OF_RUNS = ("comovement", "line", "sign_agreement", "change_correlation")  # x is measured, not an axis
 VIEWS = ("worst", "mean")
-EFFECTS = ("rows", "columns", "interaction")
+EVENTS = ("event", "behind", "to", "than")
+OF = {"effect": ("rows", "columns", "interaction"), "line": ("slope", "correlation")}
 LOGS = ("x", "y", "xy")
 
 
@@ -61,7 +68,7 @@ def check_test(kind: str, settings: Any, where: str, scope: Scope) -> None:
     if settings.get("minus") is not None:
         scope.need_variable(settings["minus"], f"{where}.minus")
     for key in ("arm", "versus"):
-        if key in keys and (key in settings or ("arms" not in keys and "cells" not in keys)):
+        if key in keys and (key in settings or not {"arms", "cells"} & set(keys)):
             scope.need_arm(settings.get(key), f"{where}.{key}")
     if settings.get("arms") is not None:
         if "arm" in settings:
@@ -71,7 +78,12 @@ def check_test(kind: str, settings: Any, where: str, scope: Scope) -> None:
         scope.need_point(settings.get(key), f"{where}.{key}")
     _check_axes(settings, where, scope)
     _check_numbers(kind, settings, where, scope)
-    for key, allowed in (("environments", VIEWS), ("of", EFFECTS), ("log", LOGS)):
+    for key in EVENTS:
+        if key in keys:
+            check_event(settings.get(key), f"{where}.{key}", scope)
+    if kind == "contrast":
+        _check_weights(settings.get("weights"), f"{where}.weights", scope)
+    for key, allowed in (("environments", VIEWS), ("of", OF.get(kind, ())), ("log", LOGS)):
         if key in settings and settings[key] not in allowed:
             raise Refused(
                 f"{where}.{key} must be one of {', '.join(allowed)}, got {settings[key]!r}"
@@ -158,6 +170,17 @@ def _check_numbers(kind: str, settings: dict[str, Any], where: str, scope: Scope
             f"{where}.reference: must be a number or a quantity, got {reference!r}"
             + suggest(str(reference), scope.quantities)
         )
+
+
+def _check_weights(weights: Any, where: str, scope: Scope) -> None:
+    """Of two arms or more, of sum 0: a level that all have in common does not count."""
+    if not isinstance(weights, dict) or len(weights) < 2:
+        raise Refused(f"{where}: must be a table of two arms or more and their weights, got {weights!r}")
+    for arm in weights:
+        scope.need_arm(arm, where)
+        check_number(weights, arm, "float", where)
+    if abs(sum(weights.values())) > 1e-9 * max(map(abs, weights.values())):
+        raise Refused(f"{where}: the weights of a contrast add up to 0, these to {sum(weights.values()):.6g}")
 
 
 def _check_design(settings: dict[str, Any], where: str, scope: Scope) -> None:

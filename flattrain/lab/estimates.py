@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from flattrain.lab.estimates_along import comovement, rise
+from flattrain.lab.estimates_along import comovement, line, rise
+from flattrain.lab.estimates_contrast import contrast
+from flattrain.lab.estimates_events import fall, lag, nearer
 from flattrain.lab.estimates_of_changes import change_correlation, change_ratio, sign_agreement
 from flattrain.lab.estimates_of_means import mean_of_seeds, mean_ratio, mean_slope
 from flattrain.lab.region import condition
@@ -280,8 +282,13 @@ _TESTS: dict[str, Callable[[dict[str, Any], Table, float], Interval]] = {
     "conditional_information": _information,
     "sign_error": _sign_error,
     "comovement": comovement,
+    "line": line,
+    "fall": fall,
+    "lag": lag,
+    "nearer": nearer,
     "slope": _slope,
     "mean_slope": mean_slope,
     "effect": _effect,
+    "contrast": contrast,
     "coverage": _coverage,
 }

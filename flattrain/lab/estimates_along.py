@@ -1,4 +1,4 @@
-"""The tests of a claim that look along each run: a late rise, and two quantities that move together."""
+"""The tests of a claim that look along each run: a late rise, and how two quantities move together."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from flattrain.lab.results import Table
 from flattrain.lab.selection import Void, along, by_seed, only_point
-from flattrain.lab.statistics.interval import Interval
+from flattrain.lab.statistics.interval import Interval, Values
 from flattrain.lab.statistics.median import median
 from flattrain.lab.statistics.share import share
 from flattrain.lab.statistics.spearman import spearman
@@ -30,13 +30,36 @@ def rise(spec: dict[str, Any], table: Table, level: float) -> Interval:
 
 def comovement(spec: dict[str, Any], table: Table, level: float) -> Interval:
     """Spearman's ρ of x and y over the milestones of each run, or those that meet `among`."""
-    run = spec["arm"], only_point(table, spec["arm"], spec.get("at"))
-    among = spec.get("among")
+    each = [spearman(path[:, 0], path[:, 1]) for path in _paths(spec, table)]
+    return median(np.array(each), level).within(-1, 1)
+
+
+def line(spec: dict[str, Any], table: Table, level: float) -> Interval:
+    """The least-squares slope of y on x over the milestones of each run, or Pearson's r; after logarithms."""
     each = []
-    for seed, path in along(table, (spec["x"], spec["y"]), run, among).items():
+    for path in _paths(spec, table):
+        for k, key in enumerate("xy"):
+            if key in spec.get("log", ""):
+                if np.any(path[:, k] <= 0):
+                    raise Void(f"{spec[key]} is not positive everywhere: it has no logarithm")
+                path[:, k] = np.log(path[:, k])
+        for k, key in enumerate("xy"):
+            if np.ptp(path[:, k]) == 0:
+                raise Void(f"{spec[key]} does not vary along a run: there is no line")
+        x, y = (path - path.mean(0)).T
+        scale = x @ x if spec["of"] == "slope" else np.sqrt((x @ x) * (y @ y))
+        each.append((x @ y) / scale)
+    reach = 1.0 if spec["of"] == "correlation" else np.inf
+    return median(np.array(each), level).within(-reach, reach)
+
+
+def _paths(spec: dict[str, Any], table: Table) -> list[Values]:
+    """x and y (M, 2) at the milestones of each seed's run that are compared."""
+    run = spec["arm"], only_point(table, spec["arm"], spec.get("at"))
+    found = along(table, (spec["x"], spec["y"]), run, spec.get("among"))
+    for seed, path in found.items():
         if len(path) < FEWEST:
             raise Void(
                 f"seed {seed} of arm {run[0]} has {len(path)} milestones to compare, {FEWEST} are needed"
             )
-        each.append(spearman(path[:, 0], path[:, 1]))
-    return median(np.array(each), level).within(-1, 1)
+    return list(found.values())

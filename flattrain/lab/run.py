@@ -69,7 +69,10 @@ class Experiment:
             [{k: v.to(device, dtype) for k, v in start.items()} for start in starts],
             [{k: v.to(device) for k, v in of_split.items()} for of_split in buffers],
         )
-        penalties = [Penalty(_build(catalog.PENALTIES, p["measure"]), p["weight"]) for p in spec["penalties"]]
+        penalties = [
+            Penalty(_build(catalog.PENALTIES, p["measure"]), p["weight"], p.get("until"))
+            for p in spec["penalties"]
+        ]
         self.objective = objective.build(self.module, self.criterion, penalties, ranks=self.ranks)
         size = spec["train"]["batch_size"]
         x, y = self.stacked.x[0][:size], self.stacked.y[0][:size]

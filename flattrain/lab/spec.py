@@ -104,10 +104,15 @@ def _penalties(table: Any, where: str) -> list[dict[str, Any]]:
         arguments = dict(arguments) if isinstance(arguments, dict) else {}
         if "weight" not in arguments:
             raise Refused(f"{at}: weight is missing; give the factor λ of the penalty")
-        need(f"{at}.weight", arguments["weight"], "NonNegative")
+        need(f"{at}.weight", arguments["weight"], "float")
         weight = arguments.pop("weight")
+        until = arguments.pop("until", None)
+        need(f"{at}.until", until, "Steps | None")
         choice = catalog.choose(catalog.PENALTIES, {name: arguments}, f"{where}.penalties")
-        out.append({"measure": _plain(choice), "weight": weight})
+        # A penalty that stays has no such key, so that its cell keeps its identity.
+        out.append(
+            {"measure": _plain(choice), "weight": weight} | ({} if until is None else {"until": until})
+        )
     return out
 
 

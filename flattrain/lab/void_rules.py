@@ -128,6 +128,8 @@ def _compared(rule: dict[str, Any], test: Mapping[str, Any], table: Table) -> li
 def _arms(test: Mapping[str, Any], table: Table) -> list[str]:
     if "versus" in test:
         return list(dict.fromkeys([test["arm"], test["versus"]]))
+    if "weights" in test:
+        return list(test["weights"])
     if "cells" in test:
         return [arm for row in test["cells"] for arm in row]
     return arms_of(table, test)

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from flattrain.core.probes import stream
+from flattrain.problems.random_labels import randomised
 from flattrain.problems.split import DataSet, Split
-from flattrain.ranges import Count, Refused, Steps, checked
+from flattrain.ranges import Count, Fraction, Refused, Steps, checked
 
 
 class Source(NamedTuple):
@@ -124,7 +125,9 @@ def _load(source: Source, root: str | None) -> tuple[Tensor, Tensor, Tensor, Ten
     return images[0], labels[0], images[1], labels[1]
 
 
-def _dataset(source: Source, train: int, test: int, validation: int, root: str | None) -> DataSet:
+def _dataset(
+    source: Source, train: int, test: int, validation: int, random_labels: float, root: str | None
+) -> DataSet:
     if train + validation > 60_000 or test > 10_000:
         asked = f"{train} + {validation} for validation" if validation else f"{train}"
         raise Refused(
@@ -135,7 +138,8 @@ def _dataset(source: Source, train: int, test: int, validation: int, root: str |
     def split(seed: int) -> Split:
         order = torch.randperm(len(train_x), generator=stream(seed, source.folder))
         a, v = order[:train], order[len(order) - validation :]
-        parts = Split(train_x[a], train_y[a], test_x[:test], test_y[:test], 10)
+        labels = randomised(train_y[a], random_labels, 10, stream(seed, source.folder, "random labels"))
+        parts = Split(train_x[a], labels, test_x[:test], test_y[:test], 10)
         return parts._replace(validation_x=train_x[v], validation_y=train_y[v]) if validation else parts
 
     return split
@@ -143,21 +147,30 @@ def _dataset(source: Source, train: int, test: int, validation: int, root: str |
 
 @checked
 def mnist(
-    *, train: Count = 1000, test: Count = 10_000, validation: Steps = 0, root: str | None = None
+    *,
+    train: Count = 1000,
+    test: Count = 10_000,
+    validation: Steps = 0,
+    random_labels: Fraction = 0.0,
+    root: str | None = None,
 ) -> DataSet:
     """Handwritten digits, (1, 28, 28) in [0, 1]: `train` random images per seed, the first `test` ones.
 
-    validation : as many further ones of the training images per seed.
+    validation    : as many further ones of the training images per seed.
+    random_labels : the probability with which a training label is replaced by a uniform draw
+                    (`problems.random_labels`); those of testing and validation are as they are.
     """
-    return _dataset(MNIST, train, test, validation, root)
+    return _dataset(MNIST, train, test, validation, random_labels, root)
 
 
 @checked
 def fashion_mnist(
-    *, train: Count = 1000, test: Count = 10_000, validation: Steps = 0, root: str | None = None
+    *,
+    train: Count = 1000,
+    test: Count = 10_000,
+    validation: Steps = 0,
+    random_labels: Fraction = 0.0,
+    root: str | None = None,
 ) -> DataSet:
-    """Zalando's articles, (1, 28, 28) in [0, 1]: `train` random images per seed, the first `test` ones.
-
-    validation : as many further ones of the training images per seed.
-    """
-    return _dataset(FASHION_MNIST, train, test, validation, root)
+    """Zalando's articles, (1, 28, 28) in [0, 1]; parameters as of `mnist`."""
+    return _dataset(FASHION_MNIST, train, test, validation, random_labels, root)

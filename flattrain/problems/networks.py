@@ -31,13 +31,18 @@ def mlp(
     normalisation: Literal["none", "layer"] = "none",
     bias: Literal["all", "first", "none"] = "all",
     node_scale: Positive = 1.0,
+    head_norm: Positive | None = None,
+    head_norm_at_most: Positive | None = None,
 ) -> Model:
     """Linear layers `hidden1`, `hidden2`, … and `head` on flattened inputs; `bias` says which have one.
 
     With `normalisation="layer"` a LayerNorm `norm1`, `norm2`, … stands before each activation. `node_scale`
     multiplies the initial weights and biases into the first hidden units and divides those out of them: of
-    ReLU units the function is the same.
+    ReLU units the function is the same. After every step the weight of the head is scaled to the Frobenius
+    norm `head_norm`, or down to `head_norm_at_most`.
     """
+    if head_norm is not None and head_norm_at_most is not None:
+        raise Refused("mlp: give head_norm or head_norm_at_most, not both")
     if not widths or min(widths) < 1:
         raise Refused(f"mlp: widths must be a list of whole numbers >= 1, got {list(widths)}")
     if node_scale != 1 and (activation != "relu" or normalisation != "none"):
@@ -54,13 +59,21 @@ def mlp(
         parts["head"] = nn.Linear(sizes[-1], split.outputs, bias == "all")
         return nn.Sequential(parts)
 
+    def project(module: nn.Module, params: Params) -> Params:
+        if head_norm is None and head_norm_at_most is None:
+            return params
+        weight = params["head.weight"]
+        norm = weight.square().sum().sqrt()
+        to = head_norm if head_norm is not None else norm.clamp(max=head_norm_at_most)
+        return params | {"head.weight": weight * (to / norm)}
+
     def initial(module: nn.Module, split: Split, generator: Generator) -> Params:
         params = start.default(module, split, generator)
         after = "hidden2.weight" if len(widths) > 1 else "head.weight"
         into = {k: v * node_scale for k, v in params.items() if k.startswith("hidden1.")}
-        return params | into | {after: params[after] / node_scale}
+        return project(module, params | into | {after: params[after] / node_scale})
 
-    return Model(build, initial)
+    return Model(build, initial, project=project)
 
 
 @checked

@@ -65,7 +65,7 @@ def m_sam(*, rho: NonNegative = 0.05, m: Count = 1, per_example: OfRadius | None
         def gradient(params: Params, batch: Batch) -> tuple[Params, Logs]:
             if len(batch.y) % m:
                 raise Refused(f"m_sam: the batch of {len(batch.y)} is not a multiple of m = {m}")
-            over_groups: Any = Batch(0, 0, None, None)  # type: ignore[arg-type]  # axes in place of tensors
+            over_groups: Any = Batch(0, 0, None, None, None)  # type: ignore[arg-type]  # axes in place of tensors
             groups = batch._replace(x=_grouped(batch.x, m), y=_grouped(batch.y, m))
             grads, logs = vmap(one, in_dims=(None, over_groups))(params, groups)
             return {k: v.mean(0) for k, v in grads.items()}, {k: v.mean(0) for k, v in logs.items()}

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.func import grad, vmap
 
+from flattrain.core.clock import since
 from flattrain.core.collective import spread
 from flattrain.core.eager import guard
 from flattrain.core.functional import Forward, call, only, outputs_at, see
@@ -22,10 +23,14 @@ from flattrain.types import Batch, Draw, GradFn, Logs, Loss, Measure, Params, Se
 
 
 class Penalty(NamedTuple):
-    """A measure that is penalised with a weight λ >= 0."""
+    """A measure that is added to the loss with a weight λ, at the steps before `until`; None: at all.
+
+    With λ < 0 it is sought instead of avoided.
+    """
 
     measure: Measure
     weight: float
+    until: int | None = None
 
 
 @dataclass(frozen=True)
@@ -54,38 +59,44 @@ class Objective:
             higher_order=any(p.measure.order > 1 for p in self.penalties),
         )
 
-    def total(self, seen: Seen, noise: dict[str, Tensor]) -> tuple[Tensor, Logs]:
-        """The penalised loss, and its parts by name; of several processes, over all their examples."""
+    def total(self, seen: Seen, noise: dict[str, Tensor], batch: Batch | None = None) -> tuple[Tensor, Logs]:
+        """The penalised loss, and its parts by name; of several processes, over all their examples.
+
+        batch : the one of the step, for penalties that end; without it they do not.
+        """
         if self.ranks.several:
-            return self._union(seen, noise)
+            return self._union(seen, noise, batch)
         total, logs = seen.loss, {"loss": seen.loss.detach()}
-        for k, (measure, weight), mine in self._parts(seen):
+        for k, penalty, mine in self._parts(seen):
+            measure, left = penalty.measure, _left(penalty, batch)
+            if isinstance(left, float) and left == 0:
+                continue
             guard(measure, mine)
             value = on_batch(measure, mine, _own(noise, k))
-            total = total + weight * value.to(total.dtype)
+            total = total + penalty.weight * left * value.to(total.dtype)
             logs[measure.name] = value.detach()
         return total, logs
 
-    def _union(self, seen: Seen, noise: dict[str, Tensor]) -> tuple[Tensor, Logs]:
+    def _union(self, seen: Seen, noise: dict[str, Tensor], batch: Batch | None) -> tuple[Tensor, Logs]:
         """The statistics of all shares are put together before `reduce`, which may be non-linear."""
         parts, found = list(self._parts(seen)), {"loss": {"loss": seen.loss}}
-        for k, (measure, _), mine in parts:
+        for k, (measure, _, _), mine in parts:
             guard(measure, mine)
             found[str(k)] = measure.statistic(mine, _own(noise, k))
-        ways = {"loss": "mean", **{str(k): measure.combine for k, (measure, _), _ in parts}}
+        ways = {"loss": "mean", **{str(k): measure.combine for k, (measure, _, _), _ in parts}}
         whole = union(found, ways, weights_of(self.criterion, seen.target), self.ranks)
         value = whole["loss"]["loss"]
         logs = {"loss": value.detach()}
-        for k, (measure, weight), _ in parts:
-            penalty = measure.reduce(whole[str(k)]).value
-            value = value + weight * penalty.to(value.dtype)
-            logs[measure.name] = penalty.detach()
+        for k, penalty, _ in parts:
+            size = penalty.measure.reduce(whole[str(k)]).value
+            value = value + penalty.weight * _left(penalty, batch) * size.to(value.dtype)
+            logs[penalty.measure.name] = size.detach()
         return value, logs
 
     def draws(self, seen: Seen) -> dict[str, Draw]:
         """The random tensors that the penalties want, under names of their own."""
         wanted = {}
-        for k, (measure, _), mine in self._parts(seen):
+        for k, (measure, _, _), mine in self._parts(seen):
             for name, draw in measure.draws(mine).items():
                 wanted[f"{k}:{name}"] = draw
         return wanted
@@ -100,7 +111,7 @@ class Objective:
 
         def value(params: Params, batch: Batch) -> tuple[Tensor, Logs]:
             own = spread(params) if self.ranks.several else params
-            return self.total(self.see(batch.x, batch.y, own, buffers), batch.noise)
+            return self.total(self.see(batch.x, batch.y, own, buffers), batch.noise, batch)
 
         return value
 
@@ -135,6 +146,11 @@ class Objective:
         return each if relative is None else each * relative
 
 
+def _left(penalty: Penalty, batch: Batch | None) -> float | Tensor:
+    """1, and 0 from the step on at which the penalty ends."""
+    return 1.0 if penalty.until is None or batch is None else 1 - since(batch, penalty.until)
+
+
 def on_batch(measure: Measure, seen: Seen, noise: dict[str, Tensor]) -> Tensor:
     """The measure of one batch, as a penalty takes it."""
     if measure.on_batch is not None:
@@ -164,7 +180,7 @@ def build(
         need_shares(module, criterion, [penalty.measure for penalty in penalties])
     tapped = []
     for penalty in penalties:
-        problem = refusal("NonNegative", penalty.weight)
+        problem = refusal("float", penalty.weight)
         if problem:
             raise Refused(f"{penalty.measure.name}: weight {problem}")
         tapped.append(layers_of(module, penalty.measure))

@@ -55,7 +55,7 @@ def _whole(objective: Objective, params: Params) -> AbstractContextManager[Param
 
 
 def _total(objective: Objective, whole: Params, batch: Batch, buffers: Params | None) -> Tensor:
-    return objective.total(objective.see(batch.x, batch.y, whole, buffers), batch.noise)[0]
+    return objective.total(objective.see(batch.x, batch.y, whole, buffers), batch.noise, batch)[0]
 
 
 def _slopes(total: Tensor, params: Params, create: bool) -> Params:

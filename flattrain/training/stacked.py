@@ -71,6 +71,7 @@ class Chance(NamedTuple):
     noise: dict[str, Tensor]
     share: tuple[Tensor, ...]  # that the average gives to the new weights
     moment: Moment
+    clock: tuple[Tensor, ...]  # the step's number for each seed, for steps that are to be compiled
 
 
 def stacked_trainer(
@@ -131,6 +132,7 @@ def stacked_trainer(
     start = pytree.tree_map(ranks.same, start)  # whatever the machines' roundings
     data = Data(torch.stack(list(seeds.x)), torch.stack(list(seeds.y)), trees.stack(list(seeds.buffers)))
     count, examples = data.x.shape[:2]
+    first = next(iter(stacked.values()))
     mine = ranks.share(batch_size)
     if batch_size == examples:
         data = data._replace(x=data.x[:, mine], y=data.y[:, mine])
@@ -148,7 +150,9 @@ def stacked_trainer(
                 if average is None
                 else (torch.full((), average(number + 1), dtype=data.x.dtype, device=data.x.device),)
             )
-            yield Chance((pick[:, mine],) if batch_size < examples else (), noise, share, Moment(number))
+            clock = () if eager is not None else (first.new_full((len(group),), number),)
+            rows = (pick[:, mine],) if batch_size < examples else ()
+            yield Chance(rows, noise, share, Moment(number), clock)
 
     chance = next(chances(list(range(count)), 0, 1))
     steps, groups, backend = _path(step_by, start, data, chance, eager)
@@ -201,7 +205,7 @@ def _batch(data: Data, chance: Chance) -> Batch:
     if chance.pick:
         rows = torch.arange(len(x), device=x.device)[:, None]
         x, y = x[rows, chance.pick[0]], y[rows, chance.pick[0]]
-    return Batch(x, y, chance.noise, chance.moment)
+    return Batch(x, y, chance.noise, chance.moment, chance.clock)
 
 
 def _in_turn(one: Callable[..., Any]) -> Callable[..., Any]:

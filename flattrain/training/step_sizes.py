@@ -12,16 +12,20 @@ step size in the plain sense; the η of cdat and polyak do not feel lr, as they 
              Reset: η₀ = min(growth · η of the step before, largest), at first `largest`. Where no trial is
              small enough η = 0, and the next step begins at growth times the smallest trial.
     warm_up  η = min(t/steps, 1) at step t = 1, 2, …: the optimizer's own lr, reached along a straight line.
+    schedule η = 1 before step `start` (counted from 0), from then on `factor`; with a cosine
+             last + (factor − last) (1 + cos π s)/2 instead, s rising from 0 at `start` to 1 at `stop`.
     polyak   η = min((φ(0) − f*) / (−c φ'(0)), largest): SPS_max (Loizou et al. 2021); f* = `lower`.
 
-Where u does not descend (φ'(0) ≥ 0) all but warm_up stand still: η = 0. So does cdat where u meets no
-curvature.
+Where u does not descend (φ'(0) ≥ 0) those that look at the line stand still: η = 0. So does cdat where u
+meets no curvature.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -29,7 +33,7 @@ from torch.func import grad, grad_and_value, vmap
 
 from flattrain.core import trees
 from flattrain.core.eager import unsafe
-from flattrain.ranges import Count, Fraction, NonNegative, Positive, Refused, checked
+from flattrain.ranges import Count, Fraction, NonNegative, Positive, Refused, Steps, checked
 from flattrain.training.objective import Objective
 from flattrain.types import Batch, Memory, Params
 
@@ -111,6 +115,30 @@ def warm_up(*, steps: Count = 500) -> StepSize:
         return {"size": (memory["size"] + 1 / steps).clamp(max=1)}
 
     return StepSize({"size": 0.0}, choose)
+
+
+@checked
+def schedule(
+    *,
+    shape: Literal["constant", "cosine"] = "constant",
+    start: Steps = 0,
+    stop: Steps | None = None,
+    factor: Positive = 1.0,
+    last: NonNegative = 0.0,
+) -> StepSize:
+    """The learning rate as it is, and from step `start` on times `factor`, there annealed by a cosine."""
+    if shape == "cosine" and (stop is None or stop <= start):
+        raise Refused(f"schedule: shape 'cosine' needs stop > start = {start}, got {stop}")
+
+    def choose(line: Line, memory: Memory) -> Memory:
+        now = memory["taken"]
+        after = torch.full_like(now, factor)
+        if stop is not None and shape == "cosine":
+            done = ((now - start) / (stop - start)).clamp(0, 1)
+            after = last + (factor - last) * (1 + (math.pi * done).cos()) / 2
+        return {"size": torch.where(now < start, 1.0, after), "taken": now + 1}
+
+    return StepSize({"size": 1.0, "taken": 0.0}, choose)
 
 
 def unmoved(step_size: StepSize, stacked: Params) -> Memory:

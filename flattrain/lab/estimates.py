@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from flattrain.lab.estimates_along import comovement, rise
+from flattrain.lab.estimates_of_correlations import correlation_change, correlation_slope
 from flattrain.lab.region import condition
 from flattrain.lab.results import Table
 from flattrain.lab.scope import ARM
@@ -269,6 +270,8 @@ _TESTS: dict[str, Callable[[dict[str, Any], Table, float], Interval]] = {
     "partial_rank_correlation": _partial,
     "stratified_rank_correlation": _stratified,
     "simpson": _simpson,
+    "correlation_change": correlation_change,
+    "correlation_slope": correlation_slope,
     "granulated_kendall": _granulated,
     "conditional_information": _information,
     "sign_error": _sign_error,

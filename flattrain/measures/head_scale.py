@@ -111,7 +111,8 @@ def scale_at(seen: Seen, level: float) -> float | None:
             break
         low, high = high, 2 * high
     # By convexity nothing up to the crossing, or up to the minimum where there is none, is beyond it.
-    while (middle := (low + high) / 2) not in (low, high):
+    while high - low > torch.finfo(z.dtype).eps * high:
+        middle = (low + high) / 2
         low, high = (low, middle) if beyond(middle)[1] else (middle, high)
     return high if beyond(high)[0] else None
 

@@ -172,6 +172,7 @@ MEASURES = {
     "changed_basis": "measures.basis_change:changed_basis",
     "rescaled": "measures.head_scale:rescaled",
     "rescaled_loss_gap": "measures.head_scale:rescaled_loss_gap",
+    "step_cost": "training.step_cost:step_cost",
     "matched_relative_flatness": "measures.head_scale:matched_relative_flatness",
     **PENALTIES,
 }

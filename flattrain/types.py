@@ -251,3 +251,18 @@ class Contrast:
     held_out: Measure
     train: Measure
     definition: str
+
+
+@dataclass(frozen=True)
+class Timing:
+    """A cost that is measured on the clock: alone among quantities it is no function of the seed.
+
+    Its definition says so, and what it is compared with.
+    """
+
+    name: str
+    ratio: Callable[[Network, Tensor, Tensor], Estimate]
+    definition: str
+
+
+Quantity: TypeAlias = "Measure | Spectral | Contrast | Timing"

@@ -28,6 +28,7 @@ DATASETS = {
     "modular_addition": "problems.modular_addition:modular_addition",
     "mnist": "problems.idx:mnist",
     "fashion_mnist": "problems.idx:fashion_mnist",
+    "clusters": "problems.clusters:clusters",
 }
 MODELS = {
     "two_layer": "problems.two_layer:two_layer",
@@ -183,6 +184,12 @@ MEASURES = {
     "test_temperature": "measures.calibration:temperature",
     "tempered_loss": "measures.calibration:tempered_loss",
     "test_tempered_loss": "measures.calibration:tempered_loss",
+    "layer_trace": "measures.relative_flatness_variants:layer_trace",
+    "changed_basis": "measures.basis_change:changed_basis",
+    "rescaled": "measures.head_scale:rescaled",
+    "rescaled_loss_gap": "measures.head_scale:rescaled_loss_gap",
+    "step_cost": "training.step_cost:step_cost",
+    "matched_relative_flatness": "measures.head_scale:matched_relative_flatness",
     **PENALTIES,
 }
 

@@ -30,6 +30,8 @@ TESTS: dict[str, tuple[str, ...]] = {
     "partial_rank_correlation": ("x", "y", "given", *RUNS),
     "stratified_rank_correlation": ("x", "y", "minus", "by", *RUNS),
     "simpson": ("x", "y", "by", *RUNS),
+    "correlation_change": ("x", "y", "minus", "coefficient", *RUNS),
+    "correlation_slope": ("x", "y", "over", "coefficient", *RUNS),
     "granulated_kendall": ("x", "y", "minus", "axes", *RUNS),
     "conditional_information": ("x", "y", "axes", *RUNS),
     "sign_error": ("x", "y", "axes", "environments", "examples", *RUNS),
@@ -46,6 +48,7 @@ TESTS: dict[str, tuple[str, ...]] = {
 }
 _NEEDED = ("over", "by", "given", "reference", "of", "before")
 _OF_RUNS = ("comovement", "line", "sign_agreement", "change_correlation")  # x is measured, not an axis
+COEFFICIENTS = ("kendall", "pearson")
 VIEWS = ("worst", "mean")
 EVENTS = ("event", "behind", "to", "than")
 OF = {"effect": ("rows", "columns", "interaction"), "line": ("slope", "correlation")}
@@ -62,10 +65,12 @@ def check_test(kind: str, settings: Any, where: str, scope: Scope) -> None:
     if "quantity" in keys:
         scope.need_quantity(settings.get("quantity"), f"{where}.quantity")
     for key in ("x", "y"):
-        if key in keys:
+        if key in keys and kind != "correlation_change":
             need = scope.need_quantity if kind in _OF_RUNS else scope.need_variable
             need(settings.get(key), f"{where}.{key}")
-    if settings.get("minus") is not None:
+    if kind == "correlation_change":
+        _check_change(settings, where, scope)
+    elif settings.get("minus") is not None:
         scope.need_variable(settings["minus"], f"{where}.minus")
     for key in ("arm", "versus"):
         if key in keys and (key in settings or not {"arms", "cells"} & set(keys)):
@@ -77,13 +82,20 @@ def check_test(kind: str, settings: Any, where: str, scope: Scope) -> None:
     for key in ("at", "versus_at"):
         scope.need_point(settings.get(key), f"{where}.{key}")
     _check_axes(settings, where, scope)
+    if kind == "correlation_slope" and isinstance(settings["over"], str):
+        scope.need_variable(settings["over"], f"{where}.over")
     _check_numbers(kind, settings, where, scope)
     for key in EVENTS:
         if key in keys:
             check_event(settings.get(key), f"{where}.{key}", scope)
     if kind == "contrast":
         _check_weights(settings.get("weights"), f"{where}.weights", scope)
-    for key, allowed in (("environments", VIEWS), ("of", OF.get(kind, ())), ("log", LOGS)):
+    for key, allowed in (
+        ("environments", VIEWS),
+        ("of", OF.get(kind, ())),
+        ("log", LOGS),
+        ("coefficient", COEFFICIENTS),
+    ):
         if key in settings and settings[key] not in allowed:
             raise Refused(
                 f"{where}.{key} must be one of {', '.join(allowed)}, got {settings[key]!r}"
@@ -137,7 +149,9 @@ def check_number(settings: dict[str, Any], key: str, kind: str, where: str) -> N
 
 
 def _check_axes(settings: dict[str, Any], where: str, scope: Scope) -> None:
-    if "over" in settings:
+    if isinstance(settings.get("over"), dict):
+        _check_levels(settings, where, scope)
+    elif "over" in settings:
         scope.need_axis(settings["over"], f"{where}.over")
     for key in ("by", "axes"):
         if settings.get(key) is not None:
@@ -150,6 +164,30 @@ def _check_axes(settings: dict[str, Any], where: str, scope: Scope) -> None:
             scope.need_variable(name, f"{where}.given")
             if name in (settings["x"], settings["y"]) or given.count(name) > 1:
                 raise Refused(f"{where}.given: {name!r} is there twice; x, y and what is given are different")
+
+
+def _check_change(settings: dict[str, Any], where: str, scope: Scope) -> None:
+    """x and y, each a variable or lists of the same length, and `minus`, two variables."""
+    lists = [settings[key] if isinstance(settings.get(key), list) else [settings.get(key)] for key in "xy"]
+    for key, names in zip("xy", lists, strict=True):
+        for name in names:
+            scope.need_variable(name, f"{where}.{key}")
+    if len(lists[0]) != len(lists[1]) or not lists[0]:
+        raise Refused(f"{where}: x and y must be lists of the same length, got {lists[0]} and {lists[1]}")
+    minus = settings.get("minus")
+    if not isinstance(minus, list) or len(minus) != 2:
+        raise Refused(f"{where}.minus: must be a list of two variables, the other x and y, got {minus!r}")
+    for name in minus:
+        scope.need_variable(name, f"{where}.minus")
+
+
+def _check_levels(settings: dict[str, Any], where: str, scope: Scope) -> None:
+    """`over` as a table of arms and numbers."""
+    if "arm" in settings or "arms" in settings:
+        raise Refused(f"{where}: over names the arms; leave out arm and arms")
+    scope.need_arms(list(settings["over"]), f"{where}.over")
+    for arm in settings["over"]:
+        check_number(settings["over"], arm, "float", f"{where}.over")
 
 
 def _check_numbers(kind: str, settings: dict[str, Any], where: str, scope: Scope) -> None:

@@ -17,6 +17,7 @@ from flattrain.lab.estimates_along import comovement, line, rise
 from flattrain.lab.estimates_contrast import contrast
 from flattrain.lab.estimates_events import fall, lag, nearer
 from flattrain.lab.estimates_of_changes import change_correlation, change_ratio, sign_agreement
+from flattrain.lab.estimates_of_correlations import correlation_change, correlation_slope
 from flattrain.lab.estimates_of_means import mean_of_seeds, mean_ratio, mean_slope
 from flattrain.lab.region import condition
 from flattrain.lab.results import Table
@@ -278,6 +279,8 @@ _TESTS: dict[str, Callable[[dict[str, Any], Table, float], Interval]] = {
     "partial_rank_correlation": _partial,
     "stratified_rank_correlation": _stratified,
     "simpson": _simpson,
+    "correlation_change": correlation_change,
+    "correlation_slope": correlation_slope,
     "granulated_kendall": _granulated,
     "conditional_information": _information,
     "sign_error": _sign_error,

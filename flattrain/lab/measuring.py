@@ -12,7 +12,7 @@ from flattrain.problems.split import Split
 from flattrain.training.evaluate import chunks, contrast_on
 from flattrain.training.evaluate_ranks import evaluate_together
 from flattrain.training.ranks import Ranks
-from flattrain.types import Contrast, Estimate, Measure, Network, Spectral
+from flattrain.types import Contrast, Estimate, Network, Quantity, Timing
 
 
 def row(seed: int, step: int, quantity: str, found: Estimate) -> dict[str, Any]:
@@ -22,7 +22,7 @@ def row(seed: int, step: int, quantity: str, found: Estimate) -> dict[str, Any]:
 
 
 def estimate(
-    measure: Measure | Spectral | Contrast,
+    measure: Quantity,
     network: Network,
     split: Split,
     name: str,
@@ -36,6 +36,8 @@ def estimate(
             held_out, train = chunks(split.test_x, split.test_y), chunks(split.train_x, split.train_y)
             return contrast_on(measure, network, train, held_out, (seed, measure.train.name, step))
         x, y = _examples(split, name)
+        if isinstance(measure, Timing):
+            return measure.ratio(network, x, y)
         return evaluate_together(measure, network, x, y, (seed, name, step), ranks)
     except torch.linalg.LinAlgError:
         return Estimate(math.nan, math.nan)

@@ -33,7 +33,7 @@ from flattrain.training.objective import Penalty
 from flattrain.training.ranks import ALONE, Ranks
 from flattrain.training.stacked import Seeds, stacked_trainer
 from flattrain.training.trainer import State, Trainer
-from flattrain.types import Contrast, Estimate, Loss, Measure, Network, Spectral, StatefulRule
+from flattrain.types import Contrast, Estimate, Loss, Network, Quantity, StatefulRule
 
 OF_ROWS = ("m_sam", "esam", "functional_sam", "sharpness_aware_perturbation")  # rules that see examples
 PROBES = 20  # of a stochastic measure in evaluation, unless the recipe says otherwise
@@ -123,12 +123,12 @@ class Experiment:
         train = self.spec["train"]
         return loop.milestones(train["steps"], train["milestones"], train["spacing"])
 
-    def measures(self, last: bool) -> dict[str, Measure | Spectral | Contrast]:
+    def measures(self, last: bool) -> dict[str, Quantity]:
         """The measures of a milestone: those taken along the way, at the end all."""
         entries = self.spec["measures"]["along"] + (self.spec["measures"]["end"] if last else [])
         return dict(map(self._measure, entries))
 
-    def _measure(self, entry: Any) -> tuple[str, Measure | Spectral | Contrast]:
+    def _measure(self, entry: Any) -> tuple[str, Quantity]:
         name, choice = catalog.measured(entry, "measures")
         clamp = self.module.clamp if isinstance(self.module, LayerNormed) else None
         landmarks = self.module.landmarks if isinstance(self.module, Toy) else None

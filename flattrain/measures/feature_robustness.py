@@ -24,6 +24,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from flattrain.core.functional import tapped
+from flattrain.core.tail import is_head
 from flattrain.core.trace import mean_of_probes
 from flattrain.ranges import Count, Positive, checked
 from flattrain.types import Draw, Map, Measure, Seen, Statistic
@@ -48,14 +50,21 @@ def feature_robustness(*, layer: str = "head", delta: Positive = 0.01, probes: C
     """R(δ) of the features that enter `layer`, mean over `probes` draws of A, each taken with both signs."""
 
     def statistic(seen: Seen, noise: Mapping[str, Tensor]) -> Statistic:
-        def loss(change: Map) -> Tensor:
-            return seen.criterion.mean(seen.run(seen.params, seen.inputs, {layer: change}), seen.target)
+        tap = tapped(seen, layer)
+
+        def loss(a: Tensor) -> Tensor:
+            if is_head(seen, tap):
+                # Nothing lies behind it: φ + aφ moves the outputs by Waφ, and no other pass is needed.
+                outputs = tap.output + tap.input @ (tap.weight @ a).T
+            else:
+                change: Map = partial(_rotated, by=a)
+                outputs = seen.run(seen.params, seen.inputs, {layer: change})
+            return seen.criterion.mean(outputs, seen.target)
 
         gains = []
         for normal in noise.values():
             a = delta * haar(normal)
-            both = loss(partial(_rotated, by=a)) + loss(partial(_rotated, by=-a))
-            gains.append(both / 2 - seen.loss)
+            gains.append((loss(a) + loss(-a)) / 2 - seen.loss)
         return {"gain": torch.stack(gains)}
 
     def draws(seen: Seen) -> dict[str, Draw]:

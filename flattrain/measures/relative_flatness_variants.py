@@ -5,7 +5,9 @@ With A_i = ∇²_z ℓ_i, h_i = diag(Wᵀ A_i W) and H_{s,t} = mean_i A_i,st φ_
     normalised   Σ_jk mean_i(φ_ij² h_ik) σ_k²/σ_j², κ after dividing each feature by its standard deviation σ
                  over the data and multiplying its weights by it: invariant when neurons are rescaled one by
                  one, as κ is not. Dead features (σ = 0) are left out. The published scripts divide by the
-                 standard deviation in one place and by the variance, which is not invariant, in others
+                 standard deviation in one place and by the variance, which is not invariant, in others:
+                 that is σ_k⁴/σ_j⁴ in the place of σ_k²/σ_j²
+    layer_trace  Tr H, H the Hessian in W
     max          Σ_s ‖w_s‖² λ_max(H_{s,s}), as the published code takes it: diagonal blocks alone
     simplified   ‖W‖²_F Tr H, H the Hessian in W (arXiv 2307.02337, section 3.2)
     published    what the released FAM code penalises for a head in the place of κ: the blocks are read at
@@ -53,9 +55,15 @@ def _variant(
 
 @checked
 def normalised_relative_flatness(
-    *, layer: str = "head", form: Literal["auto", "head", "relu", "exact"] = "auto"
+    *,
+    layer: str = "head",
+    form: Literal["auto", "head", "relu", "exact"] = "auto",
+    divisor: Literal["deviation", "variance"] = "deviation",
 ) -> Measure:
-    """κ with features scaled to unit standard deviation; `auto` is exact, in closed form for a head."""
+    """κ with features divided by their standard deviation, or, as a published script has it, their variance.
+
+    `auto` is exact, in closed form for a head.
+    """
 
     def statistic(seen: Seen, tap: Tap, behind: Diagonals) -> Statistic:
         square = tap.input.square()
@@ -73,6 +81,7 @@ def normalised_relative_flatness(
         # A constant feature's variance is rounding of its square.
         alive = variance > 1e-6 * s["square"]
         scale = variance.where(alive, 1.0)
+        scale = scale.square() if divisor == "variance" else scale
         weights = (alive / scale)[:, None] * (alive * scale)[None]
         return Estimate((s["spread"] * weights).sum())
 
@@ -82,7 +91,9 @@ def normalised_relative_flatness(
         form,
         statistic,
         reduce,
-        f"relative flatness of {layer!r} with features of unit standard deviation, {form} form",
+        f"relative flatness of {layer!r} with features of unit standard deviation, {form} form"
+        if divisor == "deviation"
+        else f"relative flatness of {layer!r} with features divided by their variance, {form} form",
     )
 
 
@@ -127,6 +138,23 @@ def simplified_relative_flatness(
         statistic,
         lambda s: Estimate(s["trace"] * s["squares"]),
         f"squared norm of the weight of {layer!r} times the trace of its Hessian",
+    )
+
+
+@checked
+def layer_trace(*, layer: str = "head", form: Literal["auto", "head", "relu", "exact"] = "auto") -> Measure:
+    """Tr H of the layer's weight, H its block of the Hessian of the loss."""
+
+    def statistic(seen: Seen, tap: Tap, behind: Diagonals) -> Statistic:
+        return {"trace": (tap.input.square().sum(1) * behind.z.sum(1)).mean()}
+
+    return _variant(
+        "layer_trace",
+        layer,
+        form,
+        statistic,
+        lambda s: Estimate(s["trace"]),
+        f"trace of the Hessian of the loss in the weight of {layer!r}",
     )
 
 

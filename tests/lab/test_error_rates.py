@@ -33,6 +33,8 @@ NOTHING = {  # each with the value that its statistic has when nothing is there
         0,
     ),
     "tau": ({"rank_correlation": XY | {"arm": "a"}}, 0),
+    "change": ({"correlation_change": XY | {"minus": ["loss", "error"]}}, 0),
+    "tau-slope": ({"correlation_slope": XY | {"over": "n"}}, 0),
     "psi": ({"granulated_kendall": {"x": "trace", "y": "loss", "axes": ["n"]}}, 0),
     "sign": ({"sign_error": XY | {"axes": ["n"], "environments": "mean"}}, 0.5),
 }

@@ -24,15 +24,17 @@ from flattrain.types import Measure, Network
 # want hidden, head and one output
 TWO_LAYERS = {"two_layer_trace", "gauss_newton_frobenius", "path_norm", "column_ratio"}
 STABILITY = {"path_inequality", "dead_units"}  # want relu units, and half the squared error
-TWO_SETS = {"representativeness", "loss_gap"}
+TWO_SETS = {"representativeness", "loss_gap", "rescaled_loss_gap"}
 POINTS = {name for name in catalog.MEASURES if name.startswith("distance_to_")}  # of a model that names them
 EQUAL = {"gap_estimate", "gap_penalty", "fisher_rank_of_batches"}  # want examples that weigh the same
 OWN = {"logistic_gap", "rank_gradient_error"}  # of one model; an error, which is a matter of rounding
-SPECIAL = TWO_LAYERS | STABILITY | TWO_SETS | POINTS | OWN
+TIMINGS = {"step_cost"}  # of a machine
+SPECIAL = TWO_LAYERS | STABILITY | TWO_SETS | POINTS | OWN | TIMINGS
 ARGUMENTS = {
     "feature_robustness": {"delta": 0.2},
     "average_sharpness": {"rho": 0.2},
     "top_eigenvalue": {"tolerance": 1e-4},
+    "matched_relative_flatness": {"loss": 0.9},
 }
 
 

@@ -20,6 +20,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "lower": PAIR,
     "rise": ("quantity", "arm", "at", "before", "at_least"),
     "spread": ("quantity", "arm", "at", "divided_by", "over", "among"),
+    "median_of_runs": ("quantity", "among", *RUNS),
     "rank_correlation": ("x", "y", "minus", *RUNS),
     "partial_rank_correlation": ("x", "y", "given", *RUNS),
     "stratified_rank_correlation": ("x", "y", "minus", "by", *RUNS),

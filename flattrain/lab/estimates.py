@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from flattrain.lab.estimates_along import comovement, rise
+from flattrain.lab.estimates_among import median_of_runs
 from flattrain.lab.region import condition
 from flattrain.lab.results import Table
 from flattrain.lab.scope import ARM
@@ -265,6 +266,7 @@ _TESTS: dict[str, Callable[[dict[str, Any], Table, float], Interval]] = {
     "ratio": _ratio,
     "lower": _lower,
     "rise": rise,
+    "median_of_runs": median_of_runs,
     "rank_correlation": _rank_correlation,
     "partial_rank_correlation": _partial,
     "stratified_rank_correlation": _stratified,

@@ -141,7 +141,7 @@ def estimate_seconds(todo: list[Block], root: str | None, jobs: int) -> float:
         experiment = Experiment(block.spec, root)
         state = experiment.trainer.init()
         began = time.perf_counter()
-        experiment.measure(state)
+        experiment.measure(state, [])
         total += (time.perf_counter() - began) * len(experiment.stops())
         target = min(block.steps, 20)
         if target:

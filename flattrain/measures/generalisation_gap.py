@@ -85,7 +85,7 @@ def gap_report(statistic: Statistic, lam: float) -> GapReport:
         kappa * float(rank),
         kappa,
         stationary**0.5,
-        lam / float(torch.linalg.matrix_norm(fisher, 2) / n),
+        lam / float(torch.linalg.eigvalsh(fisher)[-1] / n),
         min(entries, len(fisher)),
     )
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from flattrain.lab.estimates_along import comovement, rise
-from flattrain.lab.estimates_among import median_of_runs
+from flattrain.lab.estimates_among import among, looked_at, median_of_runs
 from flattrain.lab.region import condition
 from flattrain.lab.results import Table
 from flattrain.lab.scope import ARM
@@ -107,7 +107,7 @@ def _spread(spec: dict[str, Any], table: Table, name: str, level: float) -> Inte
 
 
 def _variables(spec: dict[str, Any], table: Table) -> Runs:
-    names = [spec["x"], spec["y"], *spec.get("given", ()), spec.get("minus")]
+    names = [spec["x"], spec["y"], *spec.get("given", ()), spec.get("minus"), *looked_at(spec)]
     return runs(table, spec, [v for v in dict.fromkeys(names) if v is not None])
 
 
@@ -124,10 +124,11 @@ def _cut(spec: dict[str, Any], found: Interval) -> Interval:
 
 def _rank_correlation(spec: dict[str, Any], table: Table, level: float) -> Interval:
     seen = _variables(spec, table)
-    y = seen.values[spec["y"]]
+    y, kept = seen.values[spec["y"]], among(spec, seen)
 
     def statistic(seeds: Seeds) -> float:
-        return _less(spec, lambda x: kendall(seen.values[x][:, seeds].ravel(), y[:, seeds].ravel()))
+        own = kept[:, seeds]
+        return _less(spec, lambda x: kendall(seen.values[x][:, seeds][own], y[:, seeds][own]))
 
     return _cut(spec, jackknife(statistic, seen.n, level))
 
@@ -144,12 +145,13 @@ def _partial(spec: dict[str, Any], table: Table, level: float) -> Interval:
 
 def _stratified(spec: dict[str, Any], table: Table, level: float) -> Interval:
     seen = _variables(spec, table)
-    y, strata = seen.values[spec["y"]], _strata(spec, seen)
+    y, strata, kept = seen.values[spec["y"]], _strata(spec, seen), among(spec, seen)
 
     def statistic(seeds: Seeds) -> float:
-        labels = np.repeat(strata, len(seeds)).tolist()
+        own = kept[:, seeds]
+        labels = np.repeat(strata, len(seeds))[own.ravel()].tolist()
         return _less(
-            spec, lambda x: stratified_kendall(seen.values[x][:, seeds].ravel(), y[:, seeds].ravel(), labels)
+            spec, lambda x: stratified_kendall(seen.values[x][:, seeds][own], y[:, seeds][own], labels)
         )
 
     return _cut(spec, jackknife(statistic, seen.n, level))

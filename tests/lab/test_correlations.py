@@ -1,4 +1,4 @@
-"""The exploratory figure of many correlations: what it is asked for, and that it draws what the tests compute."""
+"""The exploratory figure of many correlations: what it is asked for, and that it draws what tests compute."""
 
 from __future__ import annotations
 

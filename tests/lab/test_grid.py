@@ -6,9 +6,8 @@ import copy
 
 import pytest
 
-from flattrain.lab.compose import compose
+from flattrain.lab.compose import composed
 from flattrain.lab.grid import Axis, of_arm, put, read_axes
-from flattrain.lab.recipe import read
 from flattrain.ranges import Refused
 from recipes import call, write
 
@@ -37,13 +36,8 @@ measures: {along: [train_loss], end: [{mine: {soft_rank: {}}}]}
 """
 
 
-def recipe(tmp_path, text=RECIPE):
-    write(tmp_path, text)
-    return read("tiny", compose([f"recipe={tmp_path / 'recipes' / 'tiny.yaml'}"])[1])
-
-
 def test_a_value_goes_to_all_keys_and_arms_have_keys_of_their_own(tmp_path):
-    cells = recipe(tmp_path).cells
+    cells = composed([f"recipe={write(tmp_path, RECIPE)}"]).cells
     plain = [c for c in cells if c.arm == "plain"]
     assert [(c.point["decay"], c.point["n"], c.point["h"]) for c in plain] == [
         (0.1, 30, 3), (0.1, 30, 5), (0.01, 30, 3), (0.01, 30, 5),
@@ -94,7 +88,7 @@ def test_a_path_that_leads_nowhere(path, said):
     ("entry", "said"),
     [
         ([1], "must be a table"),
-        ({"m": [1]}, "unknown axis 'm'; did you mean 'n'"),
+        ({"m": [1]}, "unknown axis 'm'; known: n"),
         ({"n": []}, "n must be a list of values"),
         ({"n": {"keys": "x"}}, "unknown key 'keys'; did you mean 'key'"),
         ({"n": {"key": 3}}, "n.key must be a dotted path or a list of them"),

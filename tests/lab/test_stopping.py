@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 
@@ -16,9 +17,9 @@ STOP = {"quantity": "train_loss", "at_most": 0.5, "measures": ["weight_norm"]}
 RECIPE = """
 problem: {dataset: {digits: {train: 40, test: 30}}, loss: cross_entropy}
 model: {mlp: {widths: [6]}}
-train: {lr: 0.3, momentum: 0.9, batch_size: 40, steps: 400, milestones: 40, spacing: linear}
+train: {lr: 0.3, momentum: 0.9, batch_size: 40, steps: 100, milestones: 100, spacing: linear}
 seeds: 3
-arms: {plain: {}, slow: {train: {lr: 1.0e-6}}}
+arms: {plain: {}, slow: {train: {lr: 1.0e-6, steps: 4, milestones: 2}}}
 measures:
   along: [train_loss, {size: {weight_norm: {}}}]
   stop: {quantity: train_loss, at_most: 0.5, measures: [weight_norm, test_loss]}
@@ -53,9 +54,9 @@ def test_each_seed_is_measured_once_at_the_first_milestone_below_the_level(tmp_p
         last.append(first)
     # Training ends with the last seed to stop, and goes on where none does.
     assert len(set(last)) > 1
-    assert {rows[-1].step for rows in losses.values()} == {max(last)} and max(last) < 400
+    assert {rows[-1].step for rows in losses.values()} == {max(last)} and max(last) < 100
     slow = table.series("train_loss", "slow", ())
-    assert {rows[-1].step for rows in slow.values()} == {400}
+    assert {rows[-1].step for rows in slow.values()} == {4}
     assert not table.series("weight_norm", "slow", ())
     assert "supported" in out and "missing" in out
 
@@ -86,8 +87,6 @@ def test_what_is_refused(tmp_path, monkeypatch, capsys, change, said):
     write(tmp_path, RECIPE.replace("stop: {quantity: train_loss,", change))
     code, _, err = call(capsys, "recipe=tiny")
     assert code == 2 and err.count("\n") == 1
-    import re
-
     assert re.search(said, err)
 
 

@@ -9,7 +9,9 @@ from typing import Any
 
 from flattrain.lab import catalog
 from flattrain.lab.cell import Cell, Tuning
+from flattrain.lab.grid import Axis, of_arm, put
 from flattrain.lab.spec import MOST, cell_spec, need_validation
+from flattrain.lab.stopping import read_stop
 from flattrain.lab.tune_spec import BY, TuneSpec, read_tune
 from flattrain.ranges import Refused, suggest
 
@@ -31,14 +33,18 @@ def names(entries: list[Any]) -> list[str]:
     return [e if isinstance(e, str) else next(iter(e)) for e in entries]
 
 
-def measured(spec: Any, where: str) -> dict[str, list[Any]]:
-    """The measures along the way and at the end, checked; each is named once."""
+def measured(spec: Any, where: str) -> dict[str, Any]:
+    """The measures along the way, at the end and where training would stop, checked; each is named once."""
     if not isinstance(spec, dict):
         raise Refused(f"{where} must be a table of along and end, got {spec!r}")
     for part in spec:
-        if part not in ("along", "end"):
-            raise Refused(f"{where}: unknown key {part!r}; known: along, end")
+        if part not in ("along", "end", "stop"):
+            raise Refused(f"{where}: unknown key {part!r}; known: along, end, stop")
     lists = {part: spec.get(part) or [] for part in ("along", "end")}
+    stop = spec.get("stop")
+    if stop is not None:
+        along = names(lists["along"]) if isinstance(lists["along"], list) else []
+        lists["stop.measures"] = read_stop(stop, along, lists["end"], f"{where}.stop")["measures"]
     seen: set[str] = set()
     for part, entries in lists.items():
         if not isinstance(entries, list):
@@ -51,7 +57,14 @@ def measured(spec: Any, where: str) -> dict[str, list[Any]]:
                     f"{{NAME: {{{name}: {{…}}}}}}"
                 )
             seen.add(name)
-    return lists
+    if stop is None:
+        return lists
+    return {"along": lists["along"], "end": lists["end"], "stop": stop}
+
+
+def quantities(measures: dict[str, Any]) -> list[str]:
+    """What `measured` lets be measured, by name."""
+    return names([*measures["along"], *measures["end"], *(measures.get("stop") or {}).get("measures", [])])
 
 
 def arm_cells(
@@ -59,7 +72,7 @@ def arm_cells(
     arm: str,
     changes: Any,
     raw: dict[str, Any],
-    axes: dict[str, tuple[str, list[Any]]],
+    axes: dict[str, Axis],
 ) -> tuple[list[Cell], list[Tuning]]:
     """An arm's cells, and how they are tuned."""
     if not isinstance(changes, dict):
@@ -67,22 +80,13 @@ def arm_cells(
     for key in changes:
         if key not in ARM_KEYS:
             raise Refused(f"arms.{arm}: unknown key {key!r}{suggest(key, ARM_KEYS)}")
-    grid = changes.get("grid") or {}
-    if not isinstance(grid, dict):
-        raise Refused(f"arms.{arm}.grid: must be a table of axis and values, got {grid!r}")
-    for axis, values in grid.items():
-        if axis not in axes:
-            raise Refused(f"arms.{arm}.grid: unknown axis {axis!r}{suggest(str(axis), axes)}")
-        if values is not None:  # null: the axis is not one of this arm's
-            need_values(f"arms.{arm}.grid.{axis}", values)
-    given = {axis: grid.get(axis, default) for axis, (_, default) in axes.items()}
-    ranges = {axis: values for axis, values in given.items() if values is not None}
+    axes = of_arm(changes.get("grid") or {}, axes, f"arms.{arm}.grid")
+    ranges = {axis: entry.values for axis, entry in axes.items()}
     # Runs of before there was tuning have no such key.
     base = {"tune": None} | {key: raw[key] for key in ARM_KEYS if key in raw and key != "grid"}
     merged = merge(base, {k: v for k, v in changes.items() if k != "grid"})
-    measures = measured(merged["measures"], f"arms.{arm}.measures")
     seeds = range(raw["first_seed"], raw["first_seed"] + raw["seeds"])
-    keys = {axis: axes[axis][0] for axis in ranges}
+    keys = {key: axis for axis, entry in axes.items() for key in entry.keys}
     tune = read_tune(merged["tune"], f"arms.{arm}.tune", name, keys, seeds)
     many = math.prod(len(values) for values in ranges.values())
     for what, count in (("cells", many), ("trials", many * len(tune.candidates) if tune else 0)):
@@ -93,15 +97,17 @@ def arm_cells(
         point = dict(zip(ranges, combination, strict=True))
         settings = copy.deepcopy(merged)
         for axis, value in point.items():
-            _set(settings, axes[axis][0], value, f"grid.{axis}.key")
+            for key in axes[axis].keys:
+                put(settings, key, value, f"grid.{axis}.key")
+        measures = measured(settings["measures"], f"arms.{arm}.measures")
         finals, trials = [], []
         for setting in tune.candidates if tune else ({},):
             tried = copy.deepcopy(settings)
             for path, value in setting.items():
-                _set(tried, path, value, f"arms.{arm}.tune.over")
+                put(tried, path, value, f"arms.{arm}.tune.over")
             own = {"measures": measures, "seeds": raw["seeds"], "first_seed": raw["first_seed"]}
             spec = cell_spec(tried, arm) | own | {"backend": raw["backend"]} | _elsewhere(raw)
-            need_validation(spec, [n for part in measures.values() for n in names(part)], "measures")
+            need_validation(spec, quantities(measures), "measures")
             finals.append(Cell(arm, point, spec))
             if tune:
                 need_validation(spec, list(BY), f"arms.{arm}.tune")
@@ -139,31 +145,3 @@ def merge(base: Any, changes: Any, name: str = "") -> Any:
     for key, value in changes.items():
         out[key] = merge(base[key], value, str(key)) if key in base else value
     return out
-
-
-def _set(settings: dict[str, Any], path: str, value: Any, where: str) -> None:
-    """Set a dotted path; a number in it is the place of a rule in a list."""
-    node: Any = settings
-    *parents, last = path.split(".")
-    for part in parents:
-        if isinstance(node, list) and part.isdecimal() and int(part) < len(node):
-            node = node[int(part)]
-            continue
-        if not isinstance(node, dict) or not isinstance(node.get(part), dict | list):
-            known = node if isinstance(node, dict) else {}
-            raise Refused(f"{where}: there is no table for {path!r}{suggest(part, known)}")
-        node = node[part]
-    if not isinstance(node, dict):
-        raise Refused(
-            f"{where}: {path!r} is not a setting; name the place in the list, and the setting there"
-        )
-    node[last] = value
-
-
-def need_values(where: str, values: Any) -> None:
-    """Refuse what is not a list of grid values."""
-    if not isinstance(values, list) or not values:
-        raise Refused(f"{where} must be a list of values, got {values!r}")
-    for value in values:
-        if not isinstance(value, str | int | float):
-            raise Refused(f"{where}: a grid value is a number, a text or true/false, got {value!r}")

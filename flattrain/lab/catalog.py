@@ -162,6 +162,7 @@ MEASURES = {
     "representativeness": "measures.representativeness:representativeness",
     "hessian_frobenius": "measures.hessian_frobenius:hessian_frobenius",
     "gauss_newton_frobenius": "measures.gauss_newton:gauss_newton_frobenius",
+    "gauss_newton_top_eigenvalue": "measures.gauss_newton_top_eigenvalue:gauss_newton_top_eigenvalue",
     "output_curvature": "measures.output_curvature:output_curvature",
     "lipschitz_slack": "measures.lipschitz_slack:lipschitz_slack",
     "feature_rank": "measures.feature_rank:feature_rank",

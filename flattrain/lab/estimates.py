@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from flattrain.lab.estimates_along import comovement, line, rise
+from flattrain.lab.estimates_among import among, looked_at, median_of_runs
 from flattrain.lab.estimates_contrast import contrast
 from flattrain.lab.estimates_events import fall, lag, nearer
 from flattrain.lab.estimates_of_changes import change_correlation, change_ratio, sign_agreement
@@ -111,7 +112,7 @@ def _spread(spec: dict[str, Any], table: Table, name: str, level: float) -> Inte
 
 
 def _variables(spec: dict[str, Any], table: Table) -> Runs:
-    names = [spec["x"], spec["y"], *spec.get("given", ()), spec.get("minus")]
+    names = [spec["x"], spec["y"], *spec.get("given", ()), spec.get("minus"), *looked_at(spec)]
     return runs(table, spec, [v for v in dict.fromkeys(names) if v is not None])
 
 
@@ -128,10 +129,11 @@ def _cut(spec: dict[str, Any], found: Interval) -> Interval:
 
 def _rank_correlation(spec: dict[str, Any], table: Table, level: float) -> Interval:
     seen = _variables(spec, table)
-    y = seen.values[spec["y"]]
+    y, kept = seen.values[spec["y"]], among(spec, seen)
 
     def statistic(seeds: Seeds) -> float:
-        return _less(spec, lambda x: kendall(seen.values[x][:, seeds].ravel(), y[:, seeds].ravel()))
+        own = kept[:, seeds]
+        return _less(spec, lambda x: kendall(seen.values[x][:, seeds][own], y[:, seeds][own]))
 
     return _cut(spec, jackknife(statistic, seen.n, level))
 
@@ -148,12 +150,13 @@ def _partial(spec: dict[str, Any], table: Table, level: float) -> Interval:
 
 def _stratified(spec: dict[str, Any], table: Table, level: float) -> Interval:
     seen = _variables(spec, table)
-    y, strata = seen.values[spec["y"]], _strata(spec, seen)
+    y, strata, kept = seen.values[spec["y"]], _strata(spec, seen), among(spec, seen)
 
     def statistic(seeds: Seeds) -> float:
-        labels = np.repeat(strata, len(seeds)).tolist()
+        own = kept[:, seeds]
+        labels = np.repeat(strata, len(seeds))[own.ravel()].tolist()
         return _less(
-            spec, lambda x: stratified_kendall(seen.values[x][:, seeds].ravel(), y[:, seeds].ravel(), labels)
+            spec, lambda x: stratified_kendall(seen.values[x][:, seeds][own], y[:, seeds][own], labels)
         )
 
     return _cut(spec, jackknife(statistic, seen.n, level))
@@ -275,6 +278,7 @@ _TESTS: dict[str, Callable[[dict[str, Any], Table, float], Interval]] = {
     "change_correlation": change_correlation,
     "change_ratio": change_ratio,
     "rise": rise,
+    "median_of_runs": median_of_runs,
     "rank_correlation": _rank_correlation,
     "partial_rank_correlation": _partial,
     "stratified_rank_correlation": _stratified,

@@ -155,7 +155,7 @@ def _seconds(block: Block, root: str | None) -> float:
     experiment = Experiment(block.spec, root)
     state = experiment.trainer.init()
     began = time.perf_counter()
-    experiment.measure(state)
+    experiment.measure(state, [])
     total = (time.perf_counter() - began) * len(experiment.stops())
     target = min(block.steps, 20)
     if target:

@@ -11,6 +11,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, SymmetricalLogLocator
 
+from flattrain.lab.correlations import NOTE, paint_correlations
 from flattrain.lab.figure_style import MARKERS, PALETTE, WIDTH, styled
 from flattrain.lab.figures_spec import FigureSpec
 from flattrain.lab.painters import PAINTERS, Arm, Canvas, words
@@ -36,7 +37,7 @@ def draw(spec: FigureSpec, recipe: Recipe, table: Table) -> Drawn:
         for k, arm in enumerate(every)
         if arm in chosen
     ]
-    paint, note = PAINTERS[spec.kind]
+    paint, note = (PAINTERS | {"correlations": (paint_correlations, NOTE)})[spec.kind]
     with styled():
         figure, axes = plt.subplots(figsize=(WIDTH, 3.3), layout="constrained")
         even = recipe.raw["train"]["spacing"] == "linear"
@@ -54,6 +55,7 @@ def _default_title(spec: FigureSpec) -> str:
         "scatter": lambda: f"{words(s['y'])} against {words(s['x'])}",
         "sweep": lambda: f"{words(s['quantity'])} against {s['over']}",
         "final": lambda: f"{words(s['quantity'])} at the end",
+        "correlations": lambda: f"Every measure against {words(s['y'])} (exploratory)",
     }[spec.kind]()
 
 

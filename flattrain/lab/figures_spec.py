@@ -5,6 +5,7 @@ figures:
   - scatter: {x: relative_flatness, y: {difference: [test_loss, train_loss]}}
   - sweep: {over: n, quantity: test_error}
   - final: {quantity: test_error, at: {n: 100}}
+  - correlations: {x: [top_eigenvalue, weight_norm], y: test_error}
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from flattrain.lab import correlations_spec
 from flattrain.lab.scope import Scope
 from flattrain.ranges import Refused, suggest
 
@@ -20,6 +22,7 @@ KINDS = {
     "scatter": ("x", "y", "arms", "at", "title", "log"),
     "sweep": ("over", "quantity", "arms", "title", "log"),
     "final": ("quantity", "arms", "at", "title", "log"),
+    "correlations": correlations_spec.KEYS,
 }
 LOG = ("x", "y", "xy")
 OUTCOMES = ("train_loss", "test_loss", "train_error", "test_error")
@@ -51,6 +54,9 @@ def _figure(entry: Any, where: str, scope: Scope) -> FigureSpec:
     for key in settings:
         if key not in KINDS[kind]:
             raise Refused(f"{where}: unknown key {key!r}{suggest(str(key), KINDS[kind])}")
+    if kind == "correlations":
+        correlations_spec.check_correlations(settings, where, scope)
+        return FigureSpec(kind, settings)
     for key in ("quantity", "x", "y"):
         if key in KINDS[kind]:
             _quantity(settings.get(key), f"{where}.{key}", scope)

@@ -155,7 +155,7 @@ def _method(recipe: Recipe) -> Iterable[str]:
         "order, and is the unit of every interval."
     )
     for axis, entry in raw["grid"].items():
-        yield f"Grid: {axis} ({entry['key']}) over {', '.join(map(str, entry['values']))}."
+        yield f"Grid: {axis} ({_words(entry['key'])}) over {', '.join(map(str, entry['values']))}."
     arms = dict(raw["arms"])
     for arm, changes in list(arms.items())[:SHOWN]:
         yield f"Arm `{arm}`: {_words(changes) if changes else 'as above'}."

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from flattrain.lab import catalog
-from flattrain.lab.arms import arm_cells, measured, names, need_values
+from flattrain.lab.arms import arm_cells, measured, quantities
 from flattrain.lab.cell import Cell, Tuning, digest, place
 from flattrain.lab.claims import Claim, read_claims, read_correction
 from flattrain.lab.derived import Derived, read_derived
 from flattrain.lab.device import DEVICES
 from flattrain.lab.figures_spec import FigureSpec, read_figures
+from flattrain.lab.grid import read_axes
 from flattrain.lab.scope import Scope
 from flattrain.lab.spec import EVALUATIONS, MOST, TRAIN, need, need_one_of, need_precision
 from flattrain.lab.tune_spec import need_equal
@@ -65,7 +66,7 @@ def read(name: str, raw: dict[str, Any]) -> Recipe:
     dataset = raw["problem"].get("dataset")
     if dataset is not None:
         catalog.choose(catalog.DATASETS, dataset, "problem.dataset")
-    axes = _axes(raw["grid"])
+    axes = read_axes(raw["grid"])
     parts = measured(raw["measures"], "measures")
     cells: list[Cell] = []
     tunings: list[Tuning] = []
@@ -77,10 +78,10 @@ def read(name: str, raw: dict[str, Any]) -> Recipe:
     need_equal({t.of[0]: t.spec.runs for t in tunings}, stated)
     points = {axis: {c.point[axis] for c in cells if axis in c.point} for axis in axes}
     every = [parts, *(c.spec["measures"] for c in cells)]
-    taken = dict.fromkeys([n for m in every for n in (*names(m["along"]), *names(m["end"]))])
-    derived = read_derived(raw.get("derived"), (*taken, EVALUATIONS))
-    quantities = (*taken, EVALUATIONS, *(d.name for d in derived))
-    scope = Scope(tuple(map(str, raw["arms"])), points, quantities)
+    taken = dict.fromkeys([n for m in every for n in quantities(m)])
+    derived = read_derived(raw.get("derived"), (*taken, EVALUATIONS), points)
+    named = (*taken, EVALUATIONS, *(d.name for d in derived))
+    scope = Scope(tuple(map(str, raw["arms"])), points, named)
     return Recipe(
         name,
         raw["title"] or name,
@@ -96,13 +97,3 @@ def read(name: str, raw: dict[str, Any]) -> Recipe:
         tuple(tunings),
         derived,
     )
-
-
-def _axes(grid: Any) -> dict[str, tuple[str, list[Any]]]:
-    axes = {}
-    for axis, entry in grid.items():
-        if not isinstance(entry, dict) or set(entry) != {"key", "values"}:
-            raise Refused(f"grid.{axis}: give key (a dotted path) and values (a list)")
-        need_values(f"grid.{axis}.values", entry["values"])
-        axes[str(axis)] = (str(entry["key"]), entry["values"])
-    return axes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from flattrain.lab import catalog
 from flattrain.lab.device import in_words, set_up
 from flattrain.lab.measuring import estimate, on, row
 from flattrain.lab.spec import EVALUATIONS
+from flattrain.lab.stopping import all_stopped, stopped
 from flattrain.problems.split import Model, Split
 from flattrain.problems.toys import Toy
 from flattrain.problems.two_layer import LayerNormed, TwoLayer
@@ -123,10 +124,11 @@ class Experiment:
         train = self.spec["train"]
         return loop.milestones(train["steps"], train["milestones"], train["spacing"])
 
-    def measures(self, last: bool) -> dict[str, Quantity]:
-        """The measures of a milestone: those taken along the way, at the end all."""
-        entries = self.spec["measures"]["along"] + (self.spec["measures"]["end"] if last else [])
-        return dict(map(self._measure, entries))
+    def measures(self, *parts: str) -> dict[str, Quantity]:
+        """The measures of those parts: along the way, at the end, where the seed would have stopped."""
+        given = self.spec["measures"]
+        of = {**given, "stop": (given.get("stop") or {}).get("measures", [])}
+        return dict(self._measure(entry) for part in parts for entry in of[part])
 
     def _measure(self, entry: Any) -> tuple[str, Quantity]:
         name, choice = catalog.measured(entry, "measures")
@@ -134,33 +136,43 @@ class Experiment:
         landmarks = self.module.landmarks if isinstance(self.module, Toy) else None
         return name, catalog.build(choice, probes=PROBES, clamp=clamp, landmarks=landmarks)
 
-    def measure(self, state: State) -> loop.Rows:
+    def measure(self, state: State, before: loop.Rows) -> loop.Rows:
         """One row per seed and quantity, at the averaged weights where they are averaged.
 
-        Of a seed that diverged nothing is measured: its rows are nan.
+        Of a seed that diverged nothing is measured: its rows are nan. `before` are the rows of the stops
+        before this one, from which it is known which seeds have passed where they would have stopped.
         """
         rows: loop.Rows = []
         weights = averaged(state)
-        wanted = self.measures(state.step == self.spec["train"]["steps"])
+        last = state.step == self.spec["train"]["steps"]
+        wanted, stop = self.measures("along", *(["end"] if last else [])), self.spec["measures"].get("stop")
         self.diverged = {self.seeds[k]: step for k, step in lost(state).items()}
-        for k, (seed, split) in enumerate(zip(self.seeds, self.splits, strict=True)):
+        for k, seed in enumerate(self.seeds):
             params = trees.pick(weights, k)
             taken = self.cost.until(state.step)
             rows.append(row(seed, state.step, EVALUATIONS, Estimate(taken)))
             network = Network(self.module, self.criterion, params, self.stacked.buffers[k])
-            for name, measure in wanted.items():
-                found = (
-                    Estimate(math.nan, math.nan)
-                    if seed in self.diverged
-                    else estimate(measure, network, split, name, (seed, state.step), self.ranks)
-                )
-                rows.append(row(seed, state.step, name, found))
+            rows += self._rows(k, network, wanted, state.step)
+            if stop and seed in stopped(stop, rows) - stopped(stop, before):
+                rows += self._rows(k, network, self.measures("stop"), state.step)
+        return rows
+
+    def _rows(self, k: int, network: Network, wanted: Mapping[str, Quantity], step: int) -> loop.Rows:
+        """Those of the k-th seed."""
+        seed, rows = self.seeds[k], []
+        for name, measure in wanted.items():
+            found = (
+                Estimate(math.nan, math.nan)
+                if seed in self.diverged
+                else estimate(measure, network, self.splits[k], name, (seed, step), self.ranks)
+            )
+            rows.append(row(seed, step, name, found))
         return rows
 
     def definitions(self) -> dict[str, str]:
         """What each quantity is, in words."""
         out = {EVALUATIONS: "gradients of one batch of the arm's size that its rule has taken"}
-        for name, measure in self.measures(last=True).items():
+        for name, measure in self.measures("along", "end", "stop").items():
             split = next((f"the {part}" for part in ("test", "validation") if on(part, name)), "the training")
             both = "the training and, held out, the test"
             where = both if isinstance(measure, Contrast) else split
@@ -189,6 +201,7 @@ def run_cell(
             checkpoint=checkpoint,
             every_seconds=math.inf if ranks.rank else 3.0,
             progress=progress,
+            done=lambda rows: all_stopped(spec["measures"].get("stop"), rows, experiment.seeds),
         )
     return {
         "rows": rows,
@@ -265,11 +278,15 @@ def check(spec: dict[str, Any], root: str | None, ranks: Ranks = ALONE) -> str:
     before anything is written. Returns a warning, or nothing.
     """
     last = min(spec["train"]["steps"], 1)  # so few that nothing is compiled
+    measures = spec["measures"]
+    if "stop" in measures:  # as if every seed had stopped
+        measures = measures | {"stop": measures["stop"] | {"at_most": math.inf}}
+    small = {"seeds": 1, "train": spec["train"] | {"steps": last}, "measures": measures}
     with in_words():
-        experiment = Experiment(spec | {"seeds": 1, "train": spec["train"] | {"steps": last}}, root, ranks)
+        experiment = Experiment(spec | small, root, ranks)
         experiment.splits = [split.each(lambda t: t[:8]) for split in experiment.splits]
         state = experiment.trainer.init()
-        experiment.measure(state._replace(step=last))
+        experiment.measure(state._replace(step=last), [])
         if last:
             experiment.trainer.advance(state, last)
     if _fused_settings(spec) and fused.covers(experiment.module) and not fused.available():

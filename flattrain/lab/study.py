@@ -13,6 +13,7 @@ from flattrain import __version__
 from flattrain.lab import results
 from flattrain.lab.budget import affordable
 from flattrain.lab.cells import Store, library_versions, rows_of
+from flattrain.lab.definitions import together
 from flattrain.lab.derived import with_derived
 from flattrain.lab.device import named
 from flattrain.lab.execute import (
@@ -180,21 +181,23 @@ def _read_record(folder: Path) -> dict[str, Any]:
 def _collect(folder: Path, store: Store, recipe: Recipe, record: dict[str, Any]) -> None:
     """Write the cells' rows as one table, in the order of the recipe, and complete the record."""
     rows: list[results.Row] = []
-    definitions: dict[str, str] = {}
+    definitions: dict[str, list[str]] = {}
     backends: dict[str, str] = {}
     seconds = 0.0
     diverged: list[dict[str, Any]] = []
     for cell in recipe.cells:
         for result in results_of(cell, store):
             rows += with_derived(rows_of(cell, result), recipe.derived)
-            definitions |= result["definitions"]
+            for quantity, words in result["definitions"].items():
+                definitions.setdefault(quantity, []).append(words)
             backends[cell.label] = result["backend"]
             diverged += [{"cell": cell.label, **entry} for entry in result["diverged"]]
             seconds += result["seconds"]
-    definitions |= {d.name: d.definition for d in recipe.derived}
+    meaning = {quantity: together(words) for quantity, words in definitions.items()}
+    meaning |= {d.name: d.definition for d in recipe.derived}
     _write(folder / TABLE, results.write(rows, recipe.axes))
     done = record | {
-        "definitions": definitions,
+        "definitions": meaning,
         "backends": backends,
         "diverged": diverged,
         "core_seconds": round(seconds, 1),

@@ -49,11 +49,11 @@ class TuneSpec:
         return len(self.candidates) * self.seeds
 
 
-def read_tune(table: Any, where: str, name: str, axes: Mapping[str, str], verdict: range) -> TuneSpec | None:
+def read_tune(table: Any, where: str, name: str, keys: Mapping[str, str], verdict: range) -> TuneSpec | None:
     """The tuning of an arm; None where there is none.
 
     name    : of the recipe, for the draw.
-    axes    : grid axis -> its dotted path.
+    keys    : dotted path -> the grid axis that sets it.
     verdict : the seeds of the verdict.
     """
     if table is None:
@@ -77,7 +77,7 @@ def read_tune(table: Any, where: str, name: str, axes: Mapping[str, str], verdic
     shared = range(max(first, verdict.start), min(first + seeds, verdict.stop))
     if shared:
         raise Refused(f"{where}: seed {shared[0]} is one of the verdict's; give another {where}.first_seed")
-    grid = _grid(table.get("over"), f"{where}.over", axes)
+    grid = _grid(table.get("over"), f"{where}.over", keys)
     size = math.prod(len(values) for values in grid.values())
     budget = table.get("budget") or size
     if size > MOST:
@@ -109,7 +109,7 @@ def need_equal(runs: Mapping[str, int], own: Iterable[str]) -> None:
     )
 
 
-def _grid(over: Any, where: str, axes: Mapping[str, str]) -> dict[str, list[Any]]:
+def _grid(over: Any, where: str, keys: Mapping[str, str]) -> dict[str, list[Any]]:
     if not isinstance(over, dict) or not over:
         raise Refused(f"{where}: give the settings to try, e.g. {{train.lr: [0.01, 0.1]}}, got {over!r}")
     for path, values in over.items():
@@ -118,9 +118,8 @@ def _grid(over: Any, where: str, axes: Mapping[str, str]) -> dict[str, list[Any]
             raise Refused(f"{where}: a setting is named by its dotted path, got {path!r}")
         if any(path == fixed or path.startswith(f"{fixed}.") for fixed in FIXED):
             raise Refused(f"{at}: what is learnt and how long is the same for all trials; it cannot be tuned")
-        for axis, key in axes.items():
-            if key == path:
-                raise Refused(f"{at}: {path} is the grid axis {axis}; it cannot be tuned as well")
+        if path in keys:
+            raise Refused(f"{at}: {path} is the grid axis {keys[path]}; it cannot be tuned as well")
         if not isinstance(values, list) or not values:
             raise Refused(f"{at} must be a list of values, got {values!r}")
         for value in values:

@@ -32,16 +32,18 @@ def milestones(steps: int, count: int, spacing: str) -> list[int]:
 def run(
     trainer: Trainer,
     stops: Sequence[int],
-    measure: Callable[[State], Rows],
+    measure: Callable[[State, Rows], Rows],
     *,
     checkpoint: Path | None = None,
     every_seconds: float = 3.0,
     progress: Callable[[int], None] = lambda step: None,
+    done: Callable[[Rows], bool] = lambda rows: False,
 ) -> Rows:
     """Train through `stops`, measuring at each; resume from `checkpoint` if it is there.
 
-    Rows measured before an interruption are kept in the checkpoint, so at most the steps since the last
-    one are taken again, with the same numbers. Saving takes at most a twentieth of the time.
+    `measure` sees the rows of the stops before as well. Rows measured before an interruption are kept in the
+    checkpoint, so at most the steps since the last one are taken again, with the same numbers. Saving takes
+    at most a twentieth of the time. Where `done` says so of the rows, that stop is the last.
     """
     found = load_state(checkpoint) if checkpoint else None
     state, rows = found if found else (trainer.init(), [])
@@ -56,5 +58,8 @@ def run(
                 save_state(checkpoint, state, rows)
                 due = time.monotonic() + max(every_seconds, 20 * (time.monotonic() - began))
         if stop not in measured:
-            rows = rows + measure(state)
+            rows = rows + measure(state, rows)
+        if done(rows):
+            progress(stops[-1])
+            break
     return rows

@@ -24,6 +24,17 @@ def test_value_and_gradient_are_those_of_the_definition():
     gradient_is_that_of(lambda p: square(net, x, y, p).sqrt(), gradient_norm(), net, x, y)
 
 
+def test_with_a_decay_it_is_of_what_was_minimised():
+    net, (x, y) = oracles.small_net(sizes=(3, 4, 3)), oracles.data(inputs=3)
+
+    def norm(p):
+        g = grad(lambda q: F.cross_entropy(functional_call(net, q, (x,)), y))(p)
+        return torch.stack([(g[k] + 0.3 * p[k]).square().sum() for k in p]).sum().sqrt()
+
+    gradient_is_that_of(norm, gradient_norm(lam=0.3), net, x, y)
+    one_batch_is_many(gradient_norm(lam=0.3), net, x, y)
+
+
 def test_gradient_is_twice_the_hessian_times_the_gradient():
     net, (x, y) = oracles.small_net(), oracles.data()
     live = {k: p.detach().requires_grad_() for k, p in net.named_parameters()}

@@ -77,7 +77,7 @@ def test_a_resumed_run_remembers_what_it_lost(tmp_path):
         if step >= 400:
             raise Killed
 
-    def measure(state):
+    def measure(state, before):
         seen[state.step] = lost(state)
         return [{"step": state.step}]
 

@@ -101,7 +101,7 @@ def test_stacked_seeds_are_a_loop_over_seeds_without_vmap(name):
 
 @pytest.mark.parametrize("name", ["looksam", "friendly_sam", "esam", "several"])
 def test_an_interrupted_run_ends_with_the_same_bits(name, tmp_path):
-    def measure(state):
+    def measure(state, before):
         saved = {**state.params, **state.memory}
         return [{"step": state.step, "value": [float(v.sum()) for v in saved.values()]}]
 

@@ -142,7 +142,7 @@ def test_chance_is_a_function_of_seed_and_step():
 def test_an_interrupted_run_ends_with_the_same_bits(name, tmp_path):
     make, _ = OPTIMIZERS[name]
 
-    def measure(state):
+    def measure(state, before):
         return [{"step": state.step, "value": float(sum(p.sum() for p in state.params.values()))}]
 
     stops = [0, 100, 250, 400]

@@ -14,32 +14,34 @@ from typing import Any
 import numpy as np
 
 from flattrain.lab.estimates_along import comovement, line, rise
-from flattrain.lab.estimates_among import among, looked_at, median_of_runs
+from flattrain.lab.estimates_among import median_of_runs
 from flattrain.lab.estimates_contrast import contrast
 from flattrain.lab.estimates_events import fall, lag, nearer
 from flattrain.lab.estimates_of_changes import change_correlation, change_ratio, sign_agreement
 from flattrain.lab.estimates_of_correlations import correlation_change, correlation_slope
 from flattrain.lab.estimates_of_means import mean_of_seeds, mean_ratio, mean_slope
+from flattrain.lab.estimates_of_sweeps import (
+    coverage,
+    granulated_kendall,
+    information,
+    partial_rank_correlation,
+    rank_correlation,
+    sign_error,
+    simpson,
+    slope,
+    stratified_rank_correlation,
+)
 from flattrain.lab.region import condition
 from flattrain.lab.results import Table
 from flattrain.lab.scope import ARM
-from flattrain.lab.selection import NoRows, Runs, Void, arms_of, cells, pair, runs, values
+from flattrain.lab.selection import NoRows, Void, pair, values
 from flattrain.lab.statistics.bootstrap import bootstrap
 from flattrain.lab.statistics.factorial import effect
-from flattrain.lab.statistics.granulated import granulated, step
-from flattrain.lab.statistics.information import conditional_information
 from flattrain.lab.statistics.interval import Interval, Values
-from flattrain.lab.statistics.jackknife import jackknife, jackknife_of_smallest
-from flattrain.lab.statistics.kendall import kendall, partial_kendall, stratified_kendall
 from flattrain.lab.statistics.mean import mean
 from flattrain.lab.statistics.median import median
 from flattrain.lab.statistics.seeds import Seeds
 from flattrain.lab.statistics.share import share
-from flattrain.lab.statistics.sign_error import average, environments, worst
-from flattrain.lab.statistics.simpson import reversal
-from flattrain.lab.statistics.slope import slopes
-
-Z95 = 1.959963984540054
 
 
 def estimate(kind: str, spec: dict[str, Any], table: Table, name: str, level: float) -> Interval:
@@ -111,125 +113,6 @@ def _spread(spec: dict[str, Any], table: Table, name: str, level: float) -> Inte
     return bootstrap(statistic, len(columns[0]), name, level)
 
 
-def _variables(spec: dict[str, Any], table: Table) -> Runs:
-    names = [spec["x"], spec["y"], *spec.get("given", ()), spec.get("minus"), *looked_at(spec)]
-    return runs(table, spec, [v for v in dict.fromkeys(names) if v is not None])
-
-
-def _less(spec: dict[str, Any], coefficient: Callable[[str], float]) -> float:
-    """The coefficient of x, less that of `minus` where one is named."""
-    mine = coefficient(spec["x"])
-    return mine - coefficient(spec["minus"]) if spec.get("minus") is not None else mine
-
-
-def _cut(spec: dict[str, Any], found: Interval) -> Interval:
-    reach = 2.0 if spec.get("minus") is not None else 1.0
-    return found.within(-reach, reach)
-
-
-def _rank_correlation(spec: dict[str, Any], table: Table, level: float) -> Interval:
-    seen = _variables(spec, table)
-    y, kept = seen.values[spec["y"]], among(spec, seen)
-
-    def statistic(seeds: Seeds) -> float:
-        own = kept[:, seeds]
-        return _less(spec, lambda x: kendall(seen.values[x][:, seeds][own], y[:, seeds][own]))
-
-    return _cut(spec, jackknife(statistic, seen.n, level))
-
-
-def _partial(spec: dict[str, Any], table: Table, level: float) -> Interval:
-    seen = _variables(spec, table)
-
-    def statistic(seeds: Seeds) -> float:
-        x, y, *given = (seen.values[v][:, seeds].ravel() for v in (spec["x"], spec["y"], *spec["given"]))
-        return partial_kendall(x, y, given)
-
-    return jackknife(statistic, seen.n, level).within(-1, 1)
-
-
-def _stratified(spec: dict[str, Any], table: Table, level: float) -> Interval:
-    seen = _variables(spec, table)
-    y, strata, kept = seen.values[spec["y"]], _strata(spec, seen), among(spec, seen)
-
-    def statistic(seeds: Seeds) -> float:
-        own = kept[:, seeds]
-        labels = np.repeat(strata, len(seeds))[own.ravel()].tolist()
-        return _less(
-            spec, lambda x: stratified_kendall(seen.values[x][:, seeds][own], y[:, seeds][own], labels)
-        )
-
-    return _cut(spec, jackknife(statistic, seen.n, level))
-
-
-def _strata(spec: dict[str, Any], seen: Runs) -> list[int]:
-    """The stratum of each cell: its values on the axes `by`."""
-    keys = [tuple(s.get(axis, "") for axis in spec["by"]) for s in seen.settings]
-    number = {key: k for k, key in enumerate(dict.fromkeys(keys))}
-    return [number[key] for key in keys]
-
-
-def _simpson(spec: dict[str, Any], table: Table, level: float) -> Interval:
-    return reversal(_rank_correlation(spec, table, level), _stratified(spec, table, level))
-
-
-def _granulated(spec: dict[str, Any], table: Table, level: float) -> Interval:
-    seen = _variables(spec, table)
-    axes, y = _axes(spec, seen), seen.values[spec["y"]]
-
-    def of_seed(s: int) -> float:
-        return _less(spec, lambda x: granulated(seen.values[x][:, s], y[:, s], seen.settings, axes))
-
-    each = [of_seed(s) for s in range(seen.n)]
-    coefficients = 2 if spec.get("minus") is not None else 1
-    return _cut(spec, mean(np.array(each), level, coefficients * step(seen.settings, axes)))
-
-
-def _axes(spec: dict[str, Any], seen: Runs) -> list[str]:
-    axes = seen.axes(spec.get("axes"))
-    if not axes:
-        raise Void("none of the axes has two values among these runs")
-    return axes
-
-
-def _information(spec: dict[str, Any], table: Table, level: float) -> Interval:
-    seen = _variables(spec, table)
-    axes, x, y = _axes(spec, seen), seen.values[spec["x"]], seen.values[spec["y"]]
-    found = jackknife_of_smallest(
-        lambda s: conditional_information(x[:, s], y[:, s], seen.settings, axes), seen.n, level
-    )
-    return found.within(0, 1)
-
-
-def _sign_error(spec: dict[str, Any], table: Table, level: float) -> Interval:
-    seen = _variables(spec, table)
-    found = environments(
-        seen.values[spec["x"]],
-        seen.values[spec["y"]],
-        seen.settings,
-        _axes(spec, seen),
-        spec.get("examples"),
-    )
-    if not any(np.isfinite(e.errors).any() for e in found):
-        raise Void("no two runs differ in one axis alone" if not found else "no pair of runs has any weight")
-    return average(found, level) if spec.get("environments") == "mean" else worst(found, level)
-
-
-def _slope(spec: dict[str, Any], table: Table, level: float) -> Interval:
-    seen = _variables(spec, table)
-    ends = {}
-    for key in ("x", "y"):
-        ends[key] = seen.values[spec[key]]
-        if key in spec.get("log", ""):
-            if np.any(ends[key] <= 0):
-                raise Void(f"{spec[key]} is not positive everywhere: it has no logarithm")
-            ends[key] = np.log(ends[key])
-    found = slopes(ends["x"], ends["y"])
-    if np.any(np.isnan(found)):
-        raise Void(f"{spec['x']} does not vary among these runs: there is no slope")
-    return mean(found, level)
-
-
 def _effect(spec: dict[str, Any], table: Table, level: float) -> Interval:
     if "cells" in spec:
         where = [[(arm, spec.get("at")) for arm in row] for row in spec["cells"]]
@@ -247,25 +130,6 @@ def _cell(spec: dict[str, Any], levels: dict[str, Any]) -> tuple[str, dict[str, 
     return str(levels.get(ARM, spec.get("arm"))), at
 
 
-def _coverage(spec: dict[str, Any], table: Table, level: float) -> Interval:
-    """Share of the intervals value ± z · standard error that hold the reference."""
-    name, z, reference = spec["quantity"], spec.get("z", Z95), spec["reference"]
-    seen = runs(table, spec, [name, *([reference] if isinstance(reference, str) else [])])
-    aim = (
-        seen.values[reference] if isinstance(reference, str) else np.full(seen.values[name].shape, reference)
-    )
-    errors = np.array(
-        [
-            [rows[-1].standard_error for _, rows in sorted(table.series(name, arm, point).items())]
-            for arm, point in cells(table, spec, arms_of(table, spec))
-        ]
-    )
-    if not all(math.isfinite(e) for e in errors.ravel().tolist()):
-        raise Void(f"{name} has no standard error: a single draw gives none")
-    held = np.abs(seen.values[name] - aim) <= z * errors
-    return share(float(held.mean(0).sum()), seen.n, level)
-
-
 _TESTS: dict[str, Callable[[dict[str, Any], Table, float], Interval]] = {
     "median": _median,
     "mean": mean_of_seeds,
@@ -279,23 +143,23 @@ _TESTS: dict[str, Callable[[dict[str, Any], Table, float], Interval]] = {
     "change_ratio": change_ratio,
     "rise": rise,
     "median_of_runs": median_of_runs,
-    "rank_correlation": _rank_correlation,
-    "partial_rank_correlation": _partial,
-    "stratified_rank_correlation": _stratified,
-    "simpson": _simpson,
+    "rank_correlation": rank_correlation,
+    "partial_rank_correlation": partial_rank_correlation,
+    "stratified_rank_correlation": stratified_rank_correlation,
+    "simpson": simpson,
     "correlation_change": correlation_change,
     "correlation_slope": correlation_slope,
-    "granulated_kendall": _granulated,
-    "conditional_information": _information,
-    "sign_error": _sign_error,
+    "granulated_kendall": granulated_kendall,
+    "conditional_information": information,
+    "sign_error": sign_error,
     "comovement": comovement,
     "line": line,
     "fall": fall,
     "lag": lag,
     "nearer": nearer,
-    "slope": _slope,
+    "slope": slope,
     "mean_slope": mean_slope,
     "effect": _effect,
     "contrast": contrast,
-    "coverage": _coverage,
+    "coverage": coverage,
 }

@@ -28,8 +28,9 @@ TWO_SETS = {"representativeness", "loss_gap", "rescaled_loss_gap"}
 POINTS = {name for name in catalog.MEASURES if name.startswith("distance_to_")}  # of a model that names them
 EQUAL = {"gap_estimate", "gap_penalty", "fisher_rank_of_batches"}  # want examples that weigh the same
 OWN = {"logistic_gap", "rank_gradient_error"}  # of one model; an error, which is a matter of rounding
+PAIRS = {"product_of_logits"}  # wants two answers to each example
 TIMINGS = {"step_cost"}  # of a machine
-SPECIAL = TWO_LAYERS | STABILITY | TWO_SETS | POINTS | OWN | TIMINGS
+SPECIAL = TWO_LAYERS | STABILITY | TWO_SETS | POINTS | OWN | PAIRS | TIMINGS
 ARGUMENTS = {
     "feature_robustness": {"delta": 0.2},
     "average_sharpness": {"rho": 0.2},

@@ -26,7 +26,8 @@ TWO_LAYERS = {"two_layer_trace", "gauss_newton_frobenius", "path_norm", "column_
 STABILITY = {"path_inequality", "dead_units"}  # want relu units, and half the squared error
 TWO_SETS = {"representativeness", "loss_gap"}
 POINTS = {name for name in catalog.MEASURES if name.startswith("distance_to_")}  # of a model that names them
-SPECIAL = TWO_LAYERS | STABILITY | TWO_SETS | POINTS
+TWO_ANSWERS = {"product_of_logits"}
+SPECIAL = TWO_LAYERS | STABILITY | TWO_SETS | POINTS | TWO_ANSWERS
 ARGUMENTS = {
     "feature_robustness": {"delta": 0.2},
     "average_sharpness": {"rho": 0.2},

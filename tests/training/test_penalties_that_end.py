@@ -1,4 +1,4 @@
-"""A penalty that ends at a step, one that is sought, and a weight decay that begins: against the bare loss."""
+"""A penalty that ends at a step, one that is sought, and a decay that begins: against the bare loss."""
 
 from __future__ import annotations
 

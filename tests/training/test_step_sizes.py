@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from small import compiler, interrupted, same, seeds_of, train, trainer
@@ -23,7 +25,7 @@ from flattrain.training.evaluate import evaluate
 from flattrain.training.objective import Penalty, build
 from flattrain.training.optimizers import adam, sgd
 from flattrain.training.stacked import Seeds, stacked_trainer
-from flattrain.training.step_sizes import armijo, cdat, polyak, warm_up
+from flattrain.training.step_sizes import armijo, cdat, polyak, schedule, warm_up
 from flattrain.types import Network
 
 
@@ -162,3 +164,31 @@ def test_on_the_edge_is_flatter_than_greedy_and_not_worse():
             found[name, sigma] = torch.tensor(values)
     assert (found["sharpness", 2.0] < 0.6 * found["sharpness", 1.0]).all()
     assert (found["loss", 2.0].log() - found["loss", 1.0].log()).mean() < 0
+
+
+def test_a_schedule_jumps_and_anneals():
+    def sizes(made, steps):
+        memory, seen = start(made), []
+        for _ in range(steps):
+            memory = made.choose(lambda eta: -eta, memory)
+            seen.append(float(memory["size"]))
+        return seen
+
+    assert sizes(schedule(start=2, factor=10.0), 4) == [1.0, 1.0, 10.0, 10.0]
+    found = sizes(schedule(shape="cosine", start=2, stop=6, factor=10.0, last=0.5), 9)
+    wanted = [1, 1, *(0.5 + 9.5 * (1 + math.cos(math.pi * k / 4)) / 2 for k in range(4)), 0.5, 0.5, 0.5]
+    assert found == pytest.approx(wanted, rel=1e-12)
+    with pytest.raises(Refused, match="needs stop > start = 5, got 5"):
+        schedule(shape="cosine", start=5, stop=5)
+
+
+def test_a_schedule_is_the_learning_rate_of_the_later_steps():
+    both = train(trainer(plain(), lambda: sgd(lr=0.1), step_size=schedule(start=5, factor=0.3)), 5, 12)
+    first = train(trainer(plain(), lambda: sgd(lr=0.1)), 5)
+    later = trainer(plain(), lambda: sgd(lr=0.03))
+    second = first
+    while second.step < 12:
+        second = later.advance(second, 12)
+    for k, value in both.params.items():
+        torch.testing.assert_close(value, second.params[k], rtol=1e-10, atol=1e-13)
+        assert (value - train(trainer(plain(), lambda: sgd(lr=0.1)), 12).params[k]).abs().max() > 1e-6

@@ -1,7 +1,7 @@
 """Kendall's τ-b: pooled, with a third variable held fixed, and within strata.
 
-x, y and z are flat arrays over runs. SciPy's τ-b; 0 where one of the two is constant and there is no order to
-agree on.
+x, y and z are flat arrays over runs. SciPy's τ-b, to the bit; 0 where one of the two is constant and there is
+no order to agree on.
 """
 
 from __future__ import annotations
@@ -13,13 +13,28 @@ from scipy import stats
 
 from flattrain.lab.statistics.interval import Values
 
+FEW = 300  # runs
+
 
 def kendall(x: Values, y: Values) -> float:
     """τ-b = (concordant − discordant) / √(pairs untied in x · pairs untied in y)."""
     if len(x) < 2:
         return 0.0
-    tau = stats.kendalltau(x, y).statistic
+    tau = _by_pairs(x, y) if len(x) <= FEW else stats.kendalltau(x, y).statistic
     return 0.0 if np.isnan(tau) else float(tau)
+
+
+def _by_pairs(x: Values, y: Values) -> float:
+    """All pairs at once: much faster than SciPy, which takes a millisecond to look at its input."""
+    if np.isnan(x).any() or np.isnan(y).any():
+        return np.nan
+    a, b = (np.greater.outer(v, v).astype(np.int8) - np.less.outer(v, v) for v in (x, y))
+    concordant_less_discordant = int(np.sum(a * b, dtype=np.int64)) // 2
+    untied = [int(np.count_nonzero(v)) // 2 for v in (a, b)]
+    if not all(untied):
+        return np.nan
+    tau = concordant_less_discordant / np.sqrt(untied[0]) / np.sqrt(untied[1])
+    return float(np.clip(tau, -1, 1))
 
 
 def partial_kendall(x: Values, y: Values, given: Sequence[Values]) -> float:

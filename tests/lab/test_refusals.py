@@ -73,7 +73,7 @@ BAD_CALLS = [
     (["recipe=tiny", "measures.along=[xyzzy]"], "in all)"),
     (["recipe=tiny", "measures.alongg=[]"], "unknown key 'alongg'"),
     (["recipe=tiny", "problem.dataset=mnis"], "did you mean 'mnist'"),
-    (["recipe=tiny", "problem.loss=mse"], "unknown 'mse'; known: cross_entropy"),
+    (["recipe=tiny", "problem.loss=mse"], "unknown 'mse'; known: binary_cross_entropy, cross_entropy"),
     (["recipe=tiny", "problem.dataset.parity.dim=1"], "dim must be >= 2"),
     (["recipe=tiny", "problem.loss=cross_entropy"], "cross_entropy"),
     (["recipe=tiny", "claims.falls.predicts.belwo=1"], "give exactly one of"),

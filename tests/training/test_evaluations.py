@@ -172,6 +172,7 @@ BY_NAME = {
     "schedule": 1, "weight_decay": 1, "clip": 1, "label_noise": 1, "randomly_smoothed": 2, "entropy_sgd": 20,
     "sharpness_aware_perturbation": 1 + 2 / 12, "obar": 1, "nbar": 1, "ire": 1, "antithetic_noise": 2,
     "weight_noise": 1, "ascended_loss": 3, "tilted_sam": 6, "trace_sam": 2, "det_sam": 2, "frob_sam": 3,
+    "newton": 1,
 }  # fmt: skip
 
 

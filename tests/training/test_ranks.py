@@ -35,7 +35,7 @@ MEASURED = (
 )  # fmt: skip
 COUNT = 13  # shares of 6 and 7
 OF_ANOTHER_NET = {"deep_linear_trace"}
-WHOLE = {"fisher_rank_probes", "hessian_top_eigenvalue", "worst_sharpness"}
+WHOLE = {"gap_penalty", "fisher_rank_probes", "hessian_top_eigenvalue", "worst_sharpness"}
 LINE = {"rtol": 1e-9, "atol": 1e-11}
 ARGUMENTS = {
     "obar": {"x": "hidden1.weight", "y": "head.weight"},

@@ -26,7 +26,7 @@ def input_jacobian(seen: Seen, what: str) -> Tensor:
     # By torch.func, because `requires_grad_` on the inputs is not allowed inside its transforms.
     pulled = torch.func.vjp(lambda x: seen.run(seen.params, x).flatten(1), seen.inputs)
     outputs, pull = pulled[0], pulled[1]
-    return torch.stack([pull(row)[0].flatten(1) for row in _unit_rows(outputs)], 1)
+    return torch.stack([pull(row)[0].flatten(1) for row in unit_rows(outputs)], 1)
 
 
 def layer_jacobian(seen: Seen, layer: str, what: str) -> Tensor:
@@ -40,7 +40,7 @@ def layer_jacobian(seen: Seen, layer: str, what: str) -> Tensor:
         )
     outputs = seen.outputs.flatten(1)
     pulled = [
-        torch.autograd.grad(outputs, tap.output, row, create_graph=True)[0] for row in _unit_rows(outputs)
+        torch.autograd.grad(outputs, tap.output, row, create_graph=True)[0] for row in unit_rows(outputs)
     ]
     return torch.stack(pulled, 1) @ tap.weight
 
@@ -51,6 +51,8 @@ def gram(jacobian: Tensor) -> Tensor:
     return j @ j.transpose(-1, -2)
 
 
-def _unit_rows(outputs: Tensor) -> list[Tensor]:
-    unit = torch.eye(outputs.shape[1], dtype=outputs.dtype, device=outputs.device)
-    return [row.expand(outputs.shape) for row in unit]
+def unit_rows(outputs: Tensor) -> list[Tensor]:
+    """A unit vector for each of an example's outputs (n, …), the same for all examples."""
+    shape = outputs.shape
+    unit = torch.eye(shape[1:].numel(), dtype=outputs.dtype, device=outputs.device)
+    return [row.reshape(shape[1:]).expand(shape) for row in unit]

@@ -10,7 +10,9 @@ from flattrain.lab.results import Table
 from flattrain.lab.selection import Void, along, by_seed, only_point
 from flattrain.lab.statistics.interval import Interval, Values
 from flattrain.lab.statistics.median import median
+from flattrain.lab.statistics.pearson import pearson
 from flattrain.lab.statistics.share import share
+from flattrain.lab.statistics.slope import slopes
 from flattrain.lab.statistics.spearman import spearman
 
 FEWEST = 5  # milestones, below which a rank correlation along a run says nothing
@@ -46,9 +48,10 @@ def line(spec: dict[str, Any], table: Table, level: float) -> Interval:
         for k, key in enumerate("xy"):
             if np.ptp(path[:, k]) == 0:
                 raise Void(f"{spec[key]} does not vary along a run: there is no line")
-        x, y = (path - path.mean(0)).T
-        scale = x @ x if spec["of"] == "slope" else np.sqrt((x @ x) * (y @ y))
-        each.append((x @ y) / scale)
+        x, y = path.T
+        each.append(
+            pearson(x, y) if spec["of"] == "correlation" else float(slopes(x[:, None], y[:, None])[0])
+        )
     reach = 1.0 if spec["of"] == "correlation" else np.inf
     return median(np.array(each), level).within(-reach, reach)
 

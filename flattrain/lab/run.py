@@ -146,14 +146,15 @@ class Experiment:
         weights = averaged(state)
         last = state.step == self.spec["train"]["steps"]
         wanted, stop = self.measures("along", *(["end"] if last else [])), self.spec["measures"].get("stop")
+        past = stopped(stop, before) if stop else set()
         self.diverged = {self.seeds[k]: step for k, step in lost(state).items()}
         for k, seed in enumerate(self.seeds):
             params = trees.pick(weights, k)
             taken = self.cost.until(state.step)
             rows.append(row(seed, state.step, EVALUATIONS, Estimate(taken)))
             network = Network(self.module, self.criterion, params, self.stacked.buffers[k])
-            rows += self._rows(k, network, wanted, state.step)
-            if stop and seed in stopped(stop, rows) - stopped(stop, before):
+            rows += (own := self._rows(k, network, wanted, state.step))
+            if stop and stopped(stop, own) - past:
                 rows += self._rows(k, network, self.measures("stop"), state.step)
         return rows
 

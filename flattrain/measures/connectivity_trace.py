@@ -27,6 +27,7 @@ from torch import Tensor
 
 from flattrain.core import ghost
 from flattrain.core.eager import need_examples_apart
+from flattrain.core.jacobians import unit_rows
 from flattrain.core.probes import over_outputs
 from flattrain.core.trace import mean_of_probes
 from flattrain.ranges import Count, checked
@@ -45,10 +46,7 @@ def _sketch(seen: Seen, noise: Mapping[str, Tensor]) -> Tensor:
 
 
 def _exact(seen: Seen, uncovered: ghost.Uncovered) -> Tensor:
-    shape = seen.outputs.shape
-    unit = torch.eye(shape[1:].numel(), dtype=seen.outputs.dtype, device=seen.outputs.device)
-    rows = [row.reshape(shape[1:]).expand(shape) for row in unit]
-    parts = ghost.pieces(seen, rows, "connectivity_trace", uncovered)
+    parts = ghost.pieces(seen, unit_rows(seen.outputs), "connectivity_trace", uncovered)
     return torch.stack([ghost.adaptive_squares(part) for part in parts]).sum(0).sum(1).mean()
 
 

@@ -13,11 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from flattrain.core.functional import tapped
-from flattrain.core.labels import logits_and_classes
+from flattrain.core.labels import logits_and_classes, mean_counted, over_counted
 from flattrain.ranges import Positive, checked
 from flattrain.types import Estimate, Measure, Seen, Statistic
 
@@ -29,17 +28,12 @@ def flatness_surrogate(*, layer: str = "head", temperature: Positive = 2.0) -> M
     def statistic(seen: Seen, noise: Mapping[str, Tensor]) -> Statistic:
         z, _ = logits_and_classes(seen, "flatness_surrogate")
         impurity = 1 - (z / temperature).softmax(-1).square().sum(-1)
-        n = len(seen.outputs)
-        return {
-            "sum": impurity.sum() / n,
-            "counted": torch.full_like(impurity.sum(), len(impurity) / n),
-            "squares": tapped(seen, layer).weight.square().sum(),
-        }
+        return {**over_counted(impurity, seen), "squares": tapped(seen, layer).weight.square().sum()}
 
     return Measure(
         "flatness_surrogate",
         statistic,
-        lambda s: Estimate(s["squares"] * s["sum"] / s["counted"]),
+        lambda s: Estimate(s["squares"] * mean_counted(s).value),
         f"squared norm of the weight of {layer!r} times the mean of 1 − Σ p² at temperature {temperature:g}",
         combine="examples",
         layers=(layer,),

@@ -17,6 +17,15 @@ from flattrain.ranges import checked
 from flattrain.types import Estimate, Measure, Seen, Statistic
 
 
+def gauss_newton_gram(
+    seen: Seen, what: str, layers: tuple[str, ...] | None, uncovered: ghost.Uncovered
+) -> Tensor:
+    """K/n (n C, n C), with the nonzero spectrum of G over the parameters of `layers` (None: all)."""
+    policy = uncovered if layers is None else "ignore"
+    parts = ghost.pieces(seen, root_vectors(seen, None, what), what, policy)
+    return ghost.gram(part.piece for part in parts) / len(seen.outputs)
+
+
 @checked
 def gauss_newton_frobenius(
     *,
@@ -24,12 +33,9 @@ def gauss_newton_frobenius(
     uncovered: Literal["refuse", "ignore", "dense"] = "refuse",
 ) -> Measure:
     """‖G‖_F over `layers` (None: all)."""
-    policy = uncovered if layers is None else "ignore"
 
     def statistic(seen: Seen, noise: Mapping[str, Tensor]) -> Statistic:
-        what = "gauss_newton_frobenius"
-        parts = ghost.pieces(seen, root_vectors(seen, None, what), what, policy)
-        gram = ghost.gram(part.piece for part in parts) / len(seen.outputs)
+        gram = gauss_newton_gram(seen, "gauss_newton_frobenius", layers, uncovered)
         return {"frobenius": gram.square().sum().sqrt()}
 
     return Measure(

@@ -13,10 +13,9 @@ from typing import Literal
 
 from torch import Tensor
 
-from flattrain.core import ghost
 from flattrain.core.lanczos import top_ritz_vector
-from flattrain.core.losses import root_vectors
 from flattrain.core.probes import over_outputs
+from flattrain.measures.gauss_newton import gauss_newton_gram
 from flattrain.ranges import Count, checked
 from flattrain.types import Draw, Estimate, Measure, Seen, Statistic
 
@@ -29,12 +28,9 @@ def gauss_newton_top_eigenvalue(
     uncovered: Literal["refuse", "ignore", "dense"] = "refuse",
 ) -> Measure:
     """λ₁(G) over the parameters of `layers` (None: all), by `products` products from a drawn start."""
-    policy = uncovered if layers is None else "ignore"
 
     def statistic(seen: Seen, noise: Mapping[str, Tensor]) -> Statistic:
-        what = "gauss_newton_top_eigenvalue"
-        parts = ghost.pieces(seen, root_vectors(seen, None, what), what, policy)
-        gram = ghost.gram(part.piece for part in parts) / len(seen.outputs)
+        gram = gauss_newton_gram(seen, "gauss_newton_top_eigenvalue", layers, uncovered)
         start = noise["start"].flatten()[: len(gram)]
         v = top_ritz_vector(lambda u: gram.detach() @ u, start, products).detach()
         image = gram @ v

@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from flattrain.core import ghost
+from flattrain.core.jacobians import unit_rows
 from flattrain.core.probes import over_outputs
 from flattrain.core.trace import mean_of_probes
 from flattrain.ranges import Count, checked
@@ -31,10 +31,7 @@ def jacobian_trace(
     """mean ‖J_i‖_F² over all trainable parameters; by K pullbacks, or by `probes` of them at random."""
 
     def statistic(seen: Seen, noise: Mapping[str, Tensor]) -> Statistic:
-        shape = seen.outputs.shape
-        unit = torch.eye(shape[1:].numel(), dtype=seen.outputs.dtype, device=seen.outputs.device)
-        exact = [row.reshape(shape[1:]).expand(shape) for row in unit]
-        vectors = exact if columns == "exact" else list(noise.values())
+        vectors = unit_rows(seen.outputs) if columns == "exact" else list(noise.values())
         squares = ghost.squares(
             part.piece for part in ghost.pieces(seen, vectors, "jacobian_trace", uncovered)
         )

@@ -121,6 +121,11 @@ def relative_flatness_max(
     )
 
 
+def _trace(tap: Tap, behind: Diagonals) -> Tensor:
+    """Tr H = mean ‖φ‖² Tr ∇²_z ℓ."""
+    return (tap.input.square().sum(1) * behind.z.sum(1)).mean()
+
+
 @checked
 def simplified_relative_flatness(
     *, layer: str = "head", form: Literal["auto", "head", "relu", "exact"] = "auto"
@@ -128,8 +133,7 @@ def simplified_relative_flatness(
     """‖W‖²_F Tr H of the layer's weight; at least κ where H is positive semi-definite."""
 
     def statistic(seen: Seen, tap: Tap, behind: Diagonals) -> Statistic:
-        trace = (tap.input.square().sum(1) * behind.z.sum(1)).mean()
-        return {"trace": trace, "squares": tap.weight.square().sum()}
+        return {"trace": _trace(tap, behind), "squares": tap.weight.square().sum()}
 
     return _variant(
         "simplified_relative_flatness",
@@ -146,7 +150,7 @@ def layer_trace(*, layer: str = "head", form: Literal["auto", "head", "relu", "e
     """Tr H of the layer's weight, H its block of the Hessian of the loss."""
 
     def statistic(seen: Seen, tap: Tap, behind: Diagonals) -> Statistic:
-        return {"trace": (tap.input.square().sum(1) * behind.z.sum(1)).mean()}
+        return {"trace": _trace(tap, behind)}
 
     return _variant(
         "layer_trace",

@@ -20,6 +20,18 @@ def table_of(values):
     return Table(rows)
 
 
+def table_of_arrays(arrays):
+    """{quantity: (arm, n, seed)}, of the arms a and b at n = 10, 20, 30 -> Table."""
+    return table_of(
+        {
+            ("ab"[k], n, quantity): list(v[k, j])
+            for quantity, v in arrays.items()
+            for k in (0, 1)
+            for j, n in enumerate((10, 20, 30))
+        }
+    )
+
+
 def claim(test, predicts, **more):
     spec = {"says": "x", "test": test, "predicts": predicts} | more
     return read_claims({"c": spec}, SCOPE)[0]
@@ -27,3 +39,10 @@ def claim(test, predicts, **more):
 
 def verdict(test, predicts, values, **more):
     return judge(claim(test, predicts, **more), values if isinstance(values, Table) else table_of(values))
+
+
+def interval(test, table):
+    """The estimate of a test with its ends; a table that gives none fails here, with the reason."""
+    found = verdict(test, {"above": -100}, table)
+    assert found.verdict == "supported", found.reason
+    return found.interval

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from claimed import claim, table_of, verdict
+from claimed import claim, interval, table_of, verdict
 from scipy import stats
 
 from flattrain.ranges import Refused
@@ -25,12 +25,6 @@ def arrays():
 @pytest.fixture(scope="module")
 def table(arrays):
     return table_of({("a", n, q): list(v[j]) for q, v in arrays.items() for j, n in enumerate(N)})
-
-
-def interval(test, table):
-    found = verdict(test, {"above": -1e6}, table)
-    assert found.verdict == "supported", found.reason
-    return found.interval
 
 
 def test_the_median_is_over_runs_and_then_over_seeds(arrays, table):

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from claimed import SCOPE, table_of, verdict
+from claimed import SCOPE, interval, table_of, table_of_arrays, verdict
 from scipy import stats
 
 from flattrain.lab.claims import read_claims
@@ -28,15 +28,7 @@ def arrays():
 
 @pytest.fixture(scope="module")
 def table(arrays):
-    return table_of(
-        {("ab"[k], n, q): list(v[k, j]) for q, v in arrays.items() for k in (0, 1) for j, n in enumerate(N)}
-    )
-
-
-def interval(test, table):
-    found = verdict(test, {"above": -100}, table)
-    assert found.verdict == "supported", found.reason
-    return found.interval
+    return table_of_arrays(arrays)
 
 
 COEFFICIENTS = {

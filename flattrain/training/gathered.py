@@ -7,11 +7,9 @@ stays in the graph. Below autograd each operation passes a dispatch mode, which 
 reads and gives it back afterwards. What autograd saves for a backward pass, and every view, shares that
 memory, so the forward pass, the backward pass and the passes through it are treated alike.
 
-In memory beside the shards: the whole weights of one operation, twice while they are copied, and the whole
-gradient of a layer until it is summed. A second derivative reaches a weight twice, by way of the backward
-pass and of the forward pass, and what comes first waits for the other: the pass through a backward pass
-holds the whole of one gradient. Sent: each parameter once for each operation that reads it, and once at the
-start. Nothing is gathered ahead of its use.
+In memory beside the shards: the whole weights of one operation, twice while they are copied. What comes back
+to a weight is summed and cut up by `training.scattered`; autograd by itself would keep it whole. Sent: each
+parameter once for each operation that reads it, and once at the start. Nothing is gathered ahead of its use.
 """
 
 from __future__ import annotations
@@ -27,8 +25,6 @@ from torch.utils._pytree import tree_leaves
 
 from flattrain.ranges import Refused
 from flattrain.types import Params
-
-_SOON = 2**62  # beyond any number that autograd gives by itself
 
 
 @contextmanager
@@ -53,7 +49,6 @@ class _OnUse(TorchDispatchMode):
         if not isinstance(p, DTensor):
             raise Refused(f"parameter {name!r} is not sharded; call fully_shard on the model that holds it")
         whole = p.full_tensor(grad_placements=[Partial("sum")] * p.device_mesh.ndim)
-        _sum_at_once(whole)
         storage = whole.untyped_storage()
         # On a mesh that cuts into one piece it is the parameter's own memory.
         if storage.data_ptr() != p.to_local().untyped_storage().data_ptr():
@@ -79,18 +74,6 @@ class _OnUse(TorchDispatchMode):
         with torch.no_grad():
             # `.data` has a version of its own, so autograd does not take this for a change of what it saved.
             whole.copy_(shards.full_tensor())  # type: ignore[attr-defined]
-
-
-def _sum_at_once(whole: Tensor) -> None:
-    """Let the gradient be summed and cut as soon as it is there.
-
-    Autograd runs what was recorded last first, and parameters are gathered before everything else: all whole
-    gradients would wait for the end of the backward pass.
-    """
-    node: Any = whole.grad_fn
-    while node is not None and node.next_functions:
-        node._set_sequence_nr(_SOON + node._sequence_nr())
-        node = node.next_functions[0][0]
 
 
 def _storages(tree: Any) -> list[UntypedStorage]:

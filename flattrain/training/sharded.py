@@ -15,12 +15,12 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 
-import torch
 from torch import Tensor
 
 from flattrain.ranges import Refused
 from flattrain.training.gathered import gathered
 from flattrain.training.objective import Objective
+from flattrain.training.scattered import scattered_gradient
 from flattrain.types import Batch, Params
 
 
@@ -33,7 +33,8 @@ def value(objective: Objective, params: Params, batch: Batch, buffers: Params | 
 def gradient(objective: Objective, params: Params, batch: Batch, buffers: Params | None = None) -> Params:
     """∇ of `value`, sharded like the parameters."""
     with _whole(objective, params) as whole:
-        return _slopes(_total(objective, whole, batch, buffers), params, create=False)
+        total = _total(objective, whole, batch, buffers)
+        return scattered_gradient([total], whole, params)
 
 
 def product(
@@ -41,11 +42,10 @@ def product(
 ) -> Params:
     """H v of `value`, for a direction v sharded like the parameters."""
     with _whole(objective, params) as whole:
-        slopes = _slopes(_total(objective, whole, batch, buffers), params, create=True)
-        found = torch.autograd.grad(
-            list(slopes.values()), list(params.values()), list(direction.values()), materialize_grads=True
-        )
-    return dict(zip(params, found, strict=True))
+        total = _total(objective, whole, batch, buffers)
+        slopes = scattered_gradient([total], whole, params, create_graph=True)
+        curved = {name: slope for name, slope in slopes.items() if slope.requires_grad}
+        return scattered_gradient(list(curved.values()), whole, params, [direction[k] for k in curved])
 
 
 def _whole(objective: Objective, params: Params) -> AbstractContextManager[Params]:
@@ -56,8 +56,3 @@ def _whole(objective: Objective, params: Params) -> AbstractContextManager[Param
 
 def _total(objective: Objective, whole: Params, batch: Batch, buffers: Params | None) -> Tensor:
     return objective.total(objective.see(batch.x, batch.y, whole, buffers), batch.noise, batch)[0]
-
-
-def _slopes(total: Tensor, params: Params, create: bool) -> Params:
-    found = torch.autograd.grad(total, list(params.values()), create_graph=create, materialize_grads=True)
-    return dict(zip(params, found, strict=True))

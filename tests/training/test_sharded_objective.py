@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.func import grad
 
 from flattrain.core import trees
-from flattrain.core.losses import cross_entropy
+from flattrain.core.losses import cross_entropy, recognise
 from flattrain.core.probes import draw, stream
 from flattrain.measures.gradient_norm import squared_gradient_norm
 from flattrain.measures.hessian_trace import hessian_trace
@@ -82,6 +82,21 @@ def first_and_second(rank):
 
 def test_gradients_and_products_are_those_of_one_process(ranks):
     ranks(first_and_second)
+
+
+def flat(rank):
+    layer, x = nn.Linear(4, 2), torch.randn(6, 4)
+    skeleton = copy.deepcopy(layer).to("meta")
+    fully_shard(layer, mesh=init_device_mesh("cpu", (2,)))
+    params = dict(layer.named_parameters())
+    linear = recognise(lambda outputs, y: (outputs.sum(1) * y).mean())
+    found = product(build(skeleton, linear, [], ranks=joined()), params, params, Batch(x, x[:, 0], {}))
+    for k, h in found.items():
+        assert h.placements == params[k].placements and not h.full_tensor().any()
+
+
+def test_where_nothing_curves_the_product_is_zero(ranks):
+    ranks(flat)
 
 
 def steps(rank):

@@ -41,25 +41,29 @@ def measured(spec: Any, where: str) -> dict[str, Any]:
         if part not in ("along", "end", "stop"):
             raise Refused(f"{where}: unknown key {part!r}; known: along, end, stop")
     lists = {part: spec.get(part) or [] for part in ("along", "end")}
-    stop = spec.get("stop")
-    if stop is not None:
-        along = names(lists["along"]) if isinstance(lists["along"], list) else []
-        lists["stop.measures"] = read_stop(stop, along, lists["end"], f"{where}.stop")["measures"]
     seen: set[str] = set()
     for part, entries in lists.items():
-        if not isinstance(entries, list):
-            raise Refused(f"{where}.{part} must be a list, got {entries!r}")
-        for k, entry in enumerate(entries):
-            name, _ = catalog.measured(entry, f"{where}.{part}[{k}]")
-            if name in seen:
-                raise Refused(
-                    f"{where}.{part}[{k}]: {name} is measured twice; give one of them a name of its own, "
-                    f"{{NAME: {{{name}: {{…}}}}}}"
-                )
-            seen.add(name)
+        _once(entries, f"{where}.{part}", seen)
+    stop = spec.get("stop")
     if stop is None:
         return lists
-    return {"along": lists["along"], "end": lists["end"], "stop": stop}
+    last = read_stop(stop, names(lists["along"]), lists["end"], f"{where}.stop")["measures"]
+    _once(last, f"{where}.stop.measures", seen)
+    return {**lists, "stop": stop}
+
+
+def _once(entries: Any, where: str, seen: set[str]) -> None:
+    """A list of measures, none of which is seen before."""
+    if not isinstance(entries, list):
+        raise Refused(f"{where} must be a list, got {entries!r}")
+    for k, entry in enumerate(entries):
+        name, _ = catalog.measured(entry, f"{where}[{k}]")
+        if name in seen:
+            raise Refused(
+                f"{where}[{k}]: {name} is measured twice; give one of them a name of its own, "
+                f"{{NAME: {{{name}: {{…}}}}}}"
+            )
+        seen.add(name)
 
 
 def quantities(measures: dict[str, Any]) -> list[str]:

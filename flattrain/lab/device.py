@@ -50,7 +50,8 @@ def set_up(spec: dict[str, Any]) -> Any:
     import torch
 
     strict = spec.get("deterministic", True)
-    torch.use_deterministic_algorithms(strict)
+    # `use_deterministic_algorithms` also tells the compiler, and imports it for that, which takes seconds.
+    torch.set_deterministic_debug_mode("error" if strict else "default")
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # torch has no stubs for it
     torch.backends.cudnn.benchmark = not strict
     torch.backends.cudnn.allow_tf32 = False

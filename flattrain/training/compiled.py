@@ -122,3 +122,5 @@ def _need_compiler() -> None:
     names = [name for name in (named if isinstance(named, tuple | list) else (named,)) if name]
     if not any(shutil.which(name) for name in names):
         raise NotCompiled(f"no C++ compiler ({', '.join(names)})")
+    if torch.are_deterministic_algorithms_enabled():
+        torch.use_deterministic_algorithms(True)  # the compiler too

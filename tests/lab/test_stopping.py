@@ -91,6 +91,7 @@ def test_its_measures_are_checked_like_all_others(tmp_path, monkeypatch, capsys)
     for old, new, said in (
         ("[weight_norm,", "[weight_nrm,", "did you mean 'weight_norm'"),
         ("[weight_norm,", "[train_loss,", "train_loss is measured twice"),
+        ("along: [train_loss,", "along: [train_loss, 3,", "measures.along[1]"),
         ("at_most: 0.5, measures", "at_most: low, measures", "at_most must be a finite number"),
     ):
         write(tmp_path, RECIPE.replace(old, new))

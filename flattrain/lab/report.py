@@ -21,7 +21,13 @@ from flattrain.lab.run_folder import FIGURES
 from flattrain.lab.summary import count_by_verdict, interval_text, number
 from flattrain.lab.verdicts import Verdict
 
-FIRM = {"supported": "Yes.", "refuted": "No."}
+ANSWERS = {
+    "supported": "Yes.",
+    "refuted": "No.",
+    "undecided": "Open.",
+    "void": "Void.",
+    "missing": "Missing.",
+}
 RULES = (
     "Supported: the estimate lies where predicted and the interval excludes the refuting region. Refuted: "
     "the other way round. Undecided: neither. Void: a condition of the claim does not hold. Missing: the "
@@ -104,17 +110,13 @@ def _badge(verdict: str, words: str) -> Markup:
 
 
 def _found(verdicts: list[Verdict]) -> Iterable[Markup]:
-    """How many of each, and what is settled."""
+    """How many of each, and every claim with its answer, in order: one may lean on the one before it."""
     counts = count_by_verdict(verdicts)
     yield tag("p", *(_badge(name, f"{count} {name}") for name, count in counts.items()))
-    firm = [v for v in verdicts if v.verdict in FIRM]
-    said = [tag("li", tag("strong", FIRM[v.verdict]), f" {v.claim.says}") for v in firm]
+    said = [tag("li", tag("strong", ANSWERS[v.verdict]), f" {v.claim.says}") for v in verdicts]
     yield tag("ul", *said[:6])
     if said[6:]:
         yield tag("details", tag("summary", f"{len(said) - 6} more"), tag("ul", *said[6:]))
-    rest = [v.claim.id for v in verdicts if v.verdict not in FIRM]
-    if rest:
-        yield tag("p", f"Not settled: {', '.join(rest)}.")
 
 
 def _verdict_table(verdicts: list[Verdict]) -> Markup:

@@ -192,6 +192,18 @@ def test_seeds_that_stopped_early_and_arms_without_rows(report):
     assert "from 0.5 to 0.00332" in labels[0] and "batch" not in labels[0]
 
 
+def test_every_claim_has_its_answer_in_order(report):
+    text = report()
+    found = text[text.index("What was found") : text.index("<figure")]
+    said = re.findall(r"<li><strong>(\w+)\.</strong> (.*?)</li>", found)
+    assert [claim for _, claim in said] == [
+        "The loss is below one.",
+        "The loss is above ten.",
+        "Nothing, as the condition cannot hold.",
+    ]
+    assert [answer for answer, _ in said] == ["Yes", "No", "Void"]
+
+
 def test_a_recipe_without_figures_gets_those_that_show_its_claims(report, tmp_path):
     bare = TINY[: TINY.index("figures:")]
     assert Page(report(bare)).all("svg")

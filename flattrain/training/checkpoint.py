@@ -12,6 +12,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import Tensor
 
 from flattrain.training.atomic import write_atomically
 from flattrain.training.trainer import State
@@ -41,9 +42,15 @@ def load_state(path: Path) -> tuple[State, Any] | None:
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads(file.metadata()["flattrain"])
-            params = {name: file.get_tensor(f"params.{name}") for name in header["params"]}
-            optimizer = [file.get_tensor(f"optimizer.{i}") for i in range(header["optimizer"])]
-            memory = {name: file.get_tensor(f"memory.{name}") for name in header["memory"]}
+
+            def tensor(name: str) -> Tensor:
+                # Copied, to begin at a round address: in the file it does not, where some kernels sum in
+                # another order, and the step's rows would not be those of a run that was never killed.
+                return file.get_tensor(name).clone()
+
+            params = {name: tensor(f"params.{name}") for name in header["params"]}
+            optimizer = [tensor(f"optimizer.{i}") for i in range(header["optimizer"])]
+            memory = {name: tensor(f"memory.{name}") for name in header["memory"]}
         return State(header["step"], params, optimizer, memory), header["extra"]
     except (SafetensorError, KeyError, TypeError, ValueError):
         return None

@@ -75,11 +75,11 @@ def run(trainer, steps):
 
 @pytest.mark.parametrize("net", NETS)
 @pytest.mark.parametrize("rule", ["sam", "plain"])
-def test_a_thousand_steps_agree_to_double_rounding(net, rule):
+def test_hundreds_of_steps_agree_to_double_rounding(net, rule):
     slow, fast = trainers(net, rule, torch.float64, lr=0.05 if "norm" in net else 0.01)
-    a, b, start = run(slow, 1000), run(fast, 1000), slow.init().params
+    a, b, start = run(slow, 300), run(fast, 300), slow.init().params
     for k in a:
-        torch.testing.assert_close(a[k], b[k], rtol=0, atol=1e-11 * float(a[k].abs().max()))
+        torch.testing.assert_close(a[k], b[k], rtol=0, atol=3e-12 * float(a[k].abs().max()))
         assert (a[k] - start[k]).abs().max() > 1e-3
     if "held" in net:
         size = (b["hidden.weight"].square().sum((1, 2)) + b["hidden.bias"].square().sum(1)).sqrt()
@@ -87,12 +87,12 @@ def test_a_thousand_steps_agree_to_double_rounding(net, rule):
 
 
 @pytest.mark.parametrize(("net", "rule"), [("bias", "sam"), ("layer norm", "sam"), ("bias", "label noise")])
-def test_a_thousand_steps_agree_to_single_rounding(net, rule):
+def test_hundreds_of_steps_agree_to_single_rounding(net, rule):
     slow, fast = trainers(net, rule, torch.float32)
-    a, b = run(slow, 1000), run(fast, 1000)
+    a, b = run(slow, 300), run(fast, 300)
     for k in a:
-        # 1,000 steps of relative rounding 6e-8 each, added up at worst
-        torch.testing.assert_close(a[k], b[k], rtol=0, atol=6e-5 * float(a[k].abs().max()))
+        # 300 steps of relative rounding 6e-8 each, added up at worst
+        torch.testing.assert_close(a[k], b[k], rtol=0, atol=1.8e-5 * float(a[k].abs().max()))
 
 
 @pytest.mark.parametrize("net", ["bias", "layer norm", "softplus"])

@@ -52,6 +52,8 @@ def complain(line: str) -> None:
 
 def as_one(work: Callable[[], int]) -> int:
     """Join the other processes for `work`; only process 0 is heard."""
+    # A process that has ended is told by its own line; torch, which reads this once, would add its stack.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from torch import distributed
 
     backend = "cpu:gloo,cuda:nccl" if distributed.is_nccl_available() else "gloo"

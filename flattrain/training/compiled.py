@@ -83,6 +83,8 @@ def eager(step: Step) -> Steps:
 def compiled(step: Step, state: Any, data: Any, chance: Any) -> Steps:
     """Step after step on one compiled graph, for trees of the shapes given; raises NotCompiled."""
     _need_compiler()
+    if torch.are_deterministic_algorithms_enabled():
+        torch.use_deterministic_algorithms(True)  # the compiler too
     leaves, given = pytree.tree_flatten((state, data, chance))
     structure = pytree.tree_structure(state)
 
@@ -122,5 +124,3 @@ def _need_compiler() -> None:
     names = [name for name in (named if isinstance(named, tuple | list) else (named,)) if name]
     if not any(shutil.which(name) for name in names):
         raise NotCompiled(f"no C++ compiler ({', '.join(names)})")
-    if torch.are_deterministic_algorithms_enabled():
-        torch.use_deterministic_algorithms(True)  # the compiler too

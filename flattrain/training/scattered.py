@@ -42,9 +42,11 @@ def scattered_gradient(
     names = {w.grad_fn: name for name, w in whole.items() if w.grad_fn is not None}
     handles = []
     for node in list(_nodes([out.grad_fn for out in outputs])):
-        reads = {k: path for k, (to, _) in enumerate(node.next_functions) if (path := _path(to, names))}
-        if reads and type(node).__name__ not in _VIEWS:
-            handles.append(node.register_hook(partial(_scatter, sums, params, names, reads)))
+        if type(node).__name__ in _VIEWS:
+            continue
+        reads = {k: read for k, (to, _) in enumerate(node.next_functions) if (read := _read(to, names))}
+        if reads:
+            handles.append(node.register_hook(partial(_scatter, sums, params, reads)))
     try:
         torch.autograd.grad(
             outputs, list(whole.values()), cotangents, create_graph=create_graph, allow_unused=True
@@ -66,31 +68,30 @@ def _nodes(roots: Sequence[Any]) -> Iterator[Any]:
                 waiting.append(to)
 
 
-def _path(node: Any, names: dict[Any, str]) -> list[Any]:
-    """The views from this node to a gathered weight and the weight's node; nothing if it leads elsewhere."""
-    path = [node]
-    while path[-1] not in names:
-        if type(path[-1]).__name__ not in _VIEWS:
-            return []
-        path.append(path[-1].next_functions[0][0])
-    return path
+def _read(node: Any, names: dict[Any, str]) -> tuple[str, list[Any]] | None:
+    """The gathered weight that this node is, by name, or is a view of; and those views, the last first."""
+    views = []
+    while node not in names:
+        if type(node).__name__ not in _VIEWS:
+            return None
+        views.append(node)
+        node = node.next_functions[0][0]
+    return names[node], views
 
 
 def _scatter(
     sums: Params,
     params: Params,
-    names: dict[Any, str],
-    reads: dict[int, list[Any]],
+    reads: dict[int, tuple[str, list[Any]]],
     found: tuple[Tensor | None, ...],
     _: Any,
 ) -> tuple[Tensor | None, ...]:
     """Add the terms for weights to `sums`, and let autograd go on with the others."""
-    for k, (*views, weight) in reads.items():
+    for k, (name, views) in reads.items():
         term = found[k]
         if term is not None:
             for view in views:
                 term = view(term)
-            name = names[weight]
             part = _cut(term, params[name])
             sums[name] = sums[name] + part if name in sums else part
     return tuple(None if k in reads else term for k, term in enumerate(found))

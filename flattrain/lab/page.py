@@ -1,7 +1,8 @@
 """A run as a Markdown page that reads like a short paper: report.md beside report.html, or in documentation.
 
-The question, the method in some lines, the verdicts with their intervals, the figures, what would change the
-verdicts, and the command. Everything is taken from the recipe and the table: nothing is written by hand.
+The question, what was found, the method in some lines, the verdicts with their intervals, the figures, what
+would change the verdicts, and the command. Everything is taken from the recipe and the table: nothing is
+written by hand.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from flattrain.lab.provenance import registrations
 from flattrain.lab.recipe import Recipe
 from flattrain.lab.registration import said
 from flattrain.lab.run_folder import FIGURES, PAGE, TABLE, read_run
-from flattrain.lab.summary import count_by_verdict, interval_text, number
+from flattrain.lab.summary import ANSWERS, RULES, count_by_verdict, interval_text, near_its_bound, number
 from flattrain.lab.verdicts import Verdict
 from flattrain.ranges import Refused
 from flattrain.training.atomic import write_atomically
@@ -50,15 +51,21 @@ def write_page(
         "",
         f"*{recipe.paper}.* {recipe.seeds} seeds. {counts.capitalize()}.",
         "",
+        "## What was found",
+        "",
+        *(f"- **{ANSWERS[v.verdict]}** {_plain(_found(v))}" for v in verdicts),
+        "",
         "## Method",
         "",
         *(f"- {line}" for line in _method(recipe)),
         "",
         "## Verdicts",
         "",
-        "| claim | verdict | estimate | interval | predicted | refuted if |",
-        "|---|---|---|---|---|---|",
+        "| claim | verdict | estimate | interval | predicted | refuted if | source |",
+        "|---|---|---|---|---|---|---|",
         *map(_row, verdicts),
+        "",
+        RULES,
         *tuning_table.as_markdown(record),
         *(["", "## Figures", "", *"\n\n".join(seen).split("\n")] if seen else []),
         *_changes(verdicts),
@@ -117,30 +124,39 @@ def _anywhere(command: str) -> str:
     return " ".join(word for word in command.split() if not word.startswith(places))
 
 
+def _found(v: Verdict) -> str:
+    """The claim with what was estimated."""
+    if v.interval is None:
+        return v.claim.says
+    return f"{v.claim.says.rstrip('.')}: {number(v.interval.estimate)}, {interval_text(v)}."
+
+
 def _row(v: Verdict) -> str:
     cells = (
-        f"**{v.claim.id}** {v.claim.says} *{v.claim.source}*",
+        f"**{v.claim.id}**",
         v.verdict,
         "" if v.interval is None else number(v.interval.estimate),
         f"{interval_text(v)}, {100 * v.as_json()['level']:g} %" if v.interval else "",
         v.claim.predicts,
         v.claim.refuted_if or f"not {v.claim.predicts}",
+        v.claim.source,
     )
     return "| " + " | ".join(_plain(str(c)) for c in cells) + " |"
 
 
 def _changes(verdicts: list[Verdict]) -> Iterable[str]:
-    """What would settle what is open, and where the firm ones would turn."""
+    """What would settle what is open, and which of the firm ones other seeds may leave open."""
     yield from ("", "## What would change the verdicts", "")
+    near = {v.claim.id: near_its_bound(v) for v in verdicts}
     for v in verdicts:
         if v.reason:
             yield f"- **{v.claim.id}** is {v.verdict}: {_plain(v.reason)}."
-    firm = sum(not v.reason for v in verdicts)
-    if firm:
-        yield (
-            f"- The other {firm} stand as long as their intervals keep clear of the opposite region: more "
-            "seeds narrow an interval, another setting may move it."
-        )
+        elif near[v.claim.id]:
+            yield f"- **{v.claim.id}** is {v.verdict}, near its bound: {near[v.claim.id]}."
+    far = sum(not (v.reason or near[v.claim.id]) for v in verdicts)
+    if far:
+        which = f"All {far}" if far == len(verdicts) else f"All others ({far})"
+        yield f"- {which} are far from their bounds: other seeds would say the same, another setting may not."
 
 
 def _method(recipe: Recipe) -> Iterable[str]:

@@ -18,21 +18,8 @@ from flattrain.lab.raw_numbers import raw_numbers
 from flattrain.lab.recipe import Recipe
 from flattrain.lab.results import Table
 from flattrain.lab.run_folder import FIGURES
-from flattrain.lab.summary import count_by_verdict, interval_text, number
+from flattrain.lab.summary import ANSWERS, RULES, count_by_verdict, interval_text, near_its_bound, number
 from flattrain.lab.verdicts import Verdict
-
-ANSWERS = {
-    "supported": "Yes.",
-    "refuted": "No.",
-    "undecided": "Open.",
-    "void": "Void.",
-    "missing": "Missing.",
-}
-RULES = (
-    "Supported: the estimate lies where predicted and the interval excludes the refuting region. Refuted: "
-    "the other way round. Undecided: neither. Void: a condition of the claim does not hold. Missing: the "
-    "table has no rows for it. n counts seeds, and intervals are over seeds."
-)
 
 
 def write_report(
@@ -129,10 +116,11 @@ def _row(v: Verdict) -> list[Cell]:
     facts = v.as_json()
     interval = f"{interval_text(v)}, {100 * facts['level']:g} %" if v.interval else ""
     where = "; ".join(filter(None, (facts.get("setting"), v.claim.source)))
+    says = joined([tag("strong", v.claim.id), " ", v.claim.says])
     refuted = f"refuted if {v.claim.refuted_if}" if v.claim.refuted_if else "refuted otherwise"
     return [
         Cell(_badge(v.verdict, v.verdict)),
-        Cell(_lines(_lines(joined([tag("strong", v.claim.id), " ", v.claim.says]), v.reason), where), "says"),
+        Cell(_lines(_lines(says, v.reason or near_its_bound(v)), where), "says"),
         Cell(_lines(estimate, interval), "n", "estimate"),
         Cell(_lines(str(v.claim.predicts), refuted), "n", "predicted"),
         Cell("" if v.interval is None else v.interval.n, "n", "seeds"),

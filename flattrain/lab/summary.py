@@ -1,4 +1,4 @@
-"""The verdicts in the terminal, on one screen."""
+"""The verdicts in words, and in the terminal on one screen."""
 
 from __future__ import annotations
 
@@ -23,6 +23,19 @@ COLOURS = {
     "void": "magenta",
     "missing": "magenta",
 }
+ANSWERS = {
+    "supported": "Yes.",
+    "refuted": "No.",
+    "undecided": "Open.",
+    "void": "Void.",
+    "missing": "Missing.",
+}
+RULES = (
+    "Supported: the estimate lies where predicted and the interval excludes the refuting region. Refuted: "
+    "the other way round. Undecided: neither. Void: a condition of the claim does not hold. Missing: the "
+    "table has no rows for it. n counts seeds, and intervals are over seeds."
+)
+NEARLY_ALWAYS = 0.95
 # Where not every claim fits, those that need a look stay and the rest is counted.
 LEAVE_OUT_FIRST = ("supported", "missing", "void", "undecided", "refuted")
 
@@ -36,6 +49,14 @@ def interval_text(verdict: Verdict) -> str:
     """[low, high], or nothing."""
     found = verdict.interval
     return "" if found is None else f"[{number(found.low)}, {number(found.high)}]"
+
+
+def near_its_bound(verdict: Verdict) -> str:
+    """How often other seeds would give a firm verdict again, where that is not nearly always; or nothing."""
+    chance = verdict.same_again
+    if chance is None or chance >= NEARLY_ALWAYS:
+        return ""
+    return f"other seeds would give the same verdict in about {100 * chance:.0f} of 100 trials"
 
 
 def count_by_verdict(verdicts: list[Verdict]) -> dict[str, int]:

@@ -22,11 +22,14 @@ import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from scipy import stats
+
 from flattrain.lab.claims import Claim
 from flattrain.lab.estimates import estimate
 from flattrain.lab.results import Table
 from flattrain.lab.selection import NoRows, Void
 from flattrain.lab.statistics.interval import Interval
+from flattrain.lab.statistics.replication import same_again
 from flattrain.lab.statistics.seeds_needed import seeds_needed
 from flattrain.lab.void_rules import apply_rules
 
@@ -52,7 +55,8 @@ class Corrected(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """The verdict on one claim with the numbers behind it."""
+    """The verdict on one claim with the numbers behind it; `same_again` is the probability that other seeds
+    give the same verdict, None where it is not firm."""
 
     claim: Claim
     verdict: str
@@ -60,6 +64,7 @@ class Verdict(NamedTuple):
     reason: str
     seeds_needed: int | None = None
     holm: Corrected | None = None
+    same_again: float | None = None
 
     def as_json(self) -> dict[str, Any]:
         claim, found = self.claim, self.interval
@@ -71,6 +76,7 @@ class Verdict(NamedTuple):
             "sides": claim.sides,
             "n": 0 if found is None else found.n,
             "seeds_needed": self.seeds_needed,
+            "same_again": self.same_again,
             "says": claim.says,
             "source": claim.source,
             "setting": claim.setting,
@@ -108,7 +114,9 @@ def judge(claim: Claim, table: Table) -> Verdict:
         return Verdict(claim, "void", None, str(void))
     verdict = _verdict(claim, found)
     if verdict in FIRM:
-        return Verdict(claim, verdict, found, "")
+        return Verdict(
+            claim, verdict, found, "", same_again=_same_again(claim, verdict, found, 1 - claim.level)
+        )
     needed = _needed(claim, found)
     return Verdict(claim, verdict, found, _why(claim, found, needed), needed)
 
@@ -117,6 +125,12 @@ def _interval(claim: Claim, table: Table, alpha: float) -> Interval:
     """The interval that errs with probability α; one-sided, at each of its ends."""
     level = 1 - alpha if claim.sides == "two" else 1 - 2 * alpha
     return estimate(claim.kind, claim.test, table, claim.id, level)
+
+
+def _same_again(claim: Claim, verdict: str, found: Interval, alpha: float) -> float | None:
+    quantile = float(stats.norm.ppf(1 - alpha / (2 if claim.sides == "two" else 1)))
+    chance = same_again(found, quantile, lambda other: _verdict(claim, other) == verdict)
+    return _finite(chance)
 
 
 def _verdict(claim: Claim, found: Interval) -> str:
@@ -146,7 +160,9 @@ def _at_step(alone: Verdict, table: Table, step: int, claims: int) -> Verdict:
     found = _interval(claim, table, alpha)
     verdict = _verdict(claim, found)
     corrected = Corrected(claims, 1 - alpha, alone.verdict, found)
-    if verdict in FIRM or alone.verdict not in FIRM:
+    if verdict in FIRM:
+        return alone._replace(holm=corrected, same_again=_same_again(claim, verdict, found, alpha))
+    if alone.verdict not in FIRM:
         return alone._replace(holm=corrected)
     needed = _needed(claim, found)
     reason = (

@@ -24,7 +24,14 @@ def test_a_page_has_all_sections_and_its_figures_exist(home, capsys):
     assert code == 0 and out.strip() == "docs/claims/tiny.md"
     for page in (home / "run" / "report.md", home / "docs" / "claims" / "tiny.md"):
         text = page.read_text()
-        for section in ("Method", "Verdicts", "Figures", "What would change the verdicts", "Run it"):
+        for section in (
+            "What was found",
+            "Method",
+            "Verdicts",
+            "Figures",
+            "What would change the verdicts",
+            "Run it",
+        ):
             assert f"\n## {section}\n" in text
         assert "two_layer (width 7)" in text and "Seeds: 0 to 1." in text
         where = " out=run" if page.name == "report.md" else ""  # documentation does not say where

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from flattrain.lab.claims import Scope, read_claims
-from flattrain.lab.summary import count_by_verdict, print_summary
+from flattrain.lab.summary import count_by_verdict, near_its_bound, print_summary
 from flattrain.lab.verdicts import Interval, Verdict
 
 SCOPE = Scope(("a",), {}, ("error",))
@@ -92,3 +92,9 @@ def test_no_claims(lines):
 
 def test_counts_leave_out_what_there_is_none_of():
     assert count_by_verdict(verdicts_of(["void", "supported", "void"])) == {"supported": 1, "void": 2}
+
+
+def test_a_firm_verdict_near_its_bound_says_how_often_it_comes_again():
+    (found,) = verdicts_of(["supported"])
+    assert "about 61 of 100 trials" in near_its_bound(found._replace(same_again=0.611))
+    assert near_its_bound(found._replace(same_again=0.96)) == near_its_bound(found) == ""

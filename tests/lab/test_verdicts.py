@@ -153,3 +153,17 @@ def test_a_quantity_may_be_divided_by_another_of_the_same_run():
         verdict({"median": test["median"] | {"divided_by": "los"}}, {"above": 0}, values)
     with pytest.raises(Refused, match="divided_by"):
         verdict({"median": test["median"] | {"divided_by": 0}}, {"above": 0}, values)
+
+
+def test_a_firm_verdict_says_how_likely_other_seeds_give_it_again():
+    values = {("a", 10, "error"): list(np.linspace(0.0, 1.0, 20))}
+    mean = {"mean": {"quantity": "error", "arm": "a", "at": {"n": 10}}}
+    far, near = verdict(mean, {"above": 0.1}, values), verdict(mean, {"above": 0.34}, values)
+    assert far.same_again > 0.99 and 0.5 < near.same_again < 0.65
+    assert near.as_json()["same_again"] == near.same_again
+    one = verdict(mean, {"above": 0.34}, values, sides="one")
+    exact = scipy_stats.norm.cdf(
+        (one.interval.low - 0.34) / (0.5 - one.interval.low) * scipy_stats.norm.ppf(0.95) / 2**0.5
+    )
+    assert one.same_again == pytest.approx(exact, abs=2e-3) and one.same_again > near.same_again
+    assert verdict(mean, {"above": 0.5}, values).same_again is None  # undecided

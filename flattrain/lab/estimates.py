@@ -56,7 +56,7 @@ def estimate(kind: str, spec: dict[str, Any], table: Table, name: str, level: fl
         -math.inf if math.isnan(found.low) else found.low,
         math.inf if math.isnan(found.high) else found.high,
     )
-    return Interval(found.estimate, *ends, found.n)
+    return Interval(found.estimate, *ends, found.n, found.share)
 
 
 def _one(spec: dict[str, Any], table: Table) -> Values:

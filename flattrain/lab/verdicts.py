@@ -22,8 +22,6 @@ import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from scipy import stats
-
 from flattrain.lab.claims import Claim
 from flattrain.lab.estimates import estimate
 from flattrain.lab.results import Table
@@ -122,15 +120,19 @@ def judge(claim: Claim, table: Table) -> Verdict:
 
 
 def _interval(claim: Claim, table: Table, alpha: float) -> Interval:
-    """The interval that errs with probability α; one-sided, at each of its ends."""
-    level = 1 - alpha if claim.sides == "two" else 1 - 2 * alpha
-    return estimate(claim.kind, claim.test, table, claim.id, level)
+    return estimate(claim.kind, claim.test, table, claim.id, _level(claim, alpha))
+
+
+def _level(claim: Claim, alpha: float) -> float:
+    """Of the interval that errs with probability α; one-sided, at each of its ends."""
+    return 1 - alpha if claim.sides == "two" else 1 - 2 * alpha
 
 
 def _same_again(claim: Claim, verdict: str, found: Interval, alpha: float) -> float | None:
-    quantile = float(stats.norm.ppf(1 - alpha / (2 if claim.sides == "two" else 1)))
-    chance = same_again(found, quantile, lambda other: _verdict(claim, other) == verdict)
-    return _finite(chance)
+    """None also for what is said to hold always: seeds that agree say nothing of how often it fails."""
+    if found.share and str(claim.predicts) in ("≥ 1", "≤ 0"):
+        return None
+    return _finite(same_again(found, _level(claim, alpha), lambda o: _verdict(claim, o) == verdict))
 
 
 def _verdict(claim: Claim, found: Interval) -> str:

@@ -167,3 +167,8 @@ def test_a_firm_verdict_says_how_likely_other_seeds_give_it_again():
     )
     assert one.same_again == pytest.approx(exact, abs=2e-3) and one.same_again > near.same_again
     assert verdict(mean, {"above": 0.5}, values).same_again is None  # undecided
+    shares = {"lower": {"quantity": "error", "arm": "a", "versus": "b", "at": {"n": 10}}}
+    values |= {("b", 10, "error"): [2.0] * 20}
+    often = verdict(shares, {"at_least": 0.9}, values, refuted_if={"below": 0.5})
+    always = verdict(shares, {"at_least": 1}, values, refuted_if={"below": 0.5})
+    assert 0.9 < often.same_again < 1 and always.verdict == "supported" and always.same_again is None

@@ -13,12 +13,13 @@ Values = NDArray[np.float64]
 
 
 class Interval(NamedTuple):
-    """An estimate, the ends of its interval, and the number of seeds behind it."""
+    """An estimate, the ends of its interval, and the number of seeds behind it; `share`: a share of them."""
 
     estimate: float
     low: float
     high: float
     n: int
+    share: bool = False
 
     def within(self, low: float, high: float) -> Interval:
         """The same, cut to the values that the statistic can take."""
@@ -27,4 +28,5 @@ class Interval(NamedTuple):
             min(max(self.low, low), high),
             max(min(self.high, high), low),
             self.n,
+            self.share,
         )

@@ -17,4 +17,4 @@ def share(successes: float, n: int, level: float = LEVEL) -> Interval:
     tail = (1 - level) / 2
     low = 0.0 if successes <= 0 else float(stats.beta.ppf(tail, successes, n - successes + 1))
     high = 1.0 if successes >= n else float(stats.beta.ppf(1 - tail, successes + 1, n - successes))
-    return Interval(successes / n, low, high, n)
+    return Interval(successes / n, low, high, n, share=True)

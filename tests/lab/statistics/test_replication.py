@@ -10,6 +10,7 @@ from scipy import stats
 
 from flattrain.lab.statistics.interval import Interval
 from flattrain.lab.statistics.replication import same_again
+from flattrain.lab.statistics.share import share
 from flattrain.lab.statistics.student import student
 
 Z = float(stats.norm.ppf(0.975))
@@ -19,11 +20,11 @@ def test_one_bound_has_a_closed_form():
     found = Interval(1.0, 0.4, 1.2, 8)  # the side of the bound counts: s = 0.6/z
     for bound in (0.4, 0.2, -0.5):
         exact = stats.norm.cdf((found.low - bound) / (math.sqrt(2) * 0.6 / Z))
-        assert same_again(found, Z, lambda other, b=bound: other.low > b) == pytest.approx(exact, abs=1e-3)
+        assert same_again(found, 0.95, lambda other, b=bound: other.low > b) == pytest.approx(exact, abs=1e-3)
 
 
 def test_without_a_finite_end_nothing_is_said():
-    assert math.isnan(same_again(Interval(1.0, -math.inf, 2.0, 2), Z, lambda other: True))
+    assert math.isnan(same_again(Interval(1.0, -math.inf, 2.0, 2), 0.95, lambda other: True))
 
 
 @pytest.mark.parametrize("seeds", [8, 20])
@@ -37,9 +38,17 @@ def test_it_is_how_often_a_second_block_of_seeds_agrees(seeds):
         if abs(m) > h:
             sign = math.copysign(1, m)
             found = Interval(sign * m, sign * m - h, sign * m + h, seeds)
-            said.append(same_again(found, Z, lambda i: i.low > 0))
+            said.append(same_again(found, 0.95, lambda i: i.low > 0))
             agreed.append(sign * other > other_half)
     said, agreed = np.array(said), np.array(agreed)
     assert abs(said.mean() - agreed.mean()) < 0.03
     close = said < 0.8
     assert close.sum() > 200 and abs(said[close].mean() - agreed[close].mean()) < 0.08
+
+
+@pytest.mark.parametrize(("k", "n", "at_least"), [(8, 8, 0.8), (7, 8, 0.5), (20, 20, 0.9)])
+def test_a_share_is_counted_by_its_beta_binomial_distribution(k, n, at_least):
+    draw = np.random.default_rng(1)
+    again = draw.binomial(n, draw.beta(k + 0.5, n - k + 0.5, 100_000)) / n
+    said = same_again(share(k, n), 0.95, lambda other: other.estimate >= at_least)
+    assert said == pytest.approx((again >= at_least).mean(), abs=0.005)

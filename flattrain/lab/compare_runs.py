@@ -8,14 +8,9 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from flattrain.lab.registration import trial
 from flattrain.lab.run_folder import Judged, RunFolder, read_run
 from flattrain.ranges import Refused
-
-# How a run is executed, or what is written about it; none of these changes a number.
-NOT_THE_TRIAL = (
-    "title", "question", "paper", "minutes", "figures", "presets", "jobs", "out", "tracking", "dry_run",
-    "data",
-)  # fmt: skip
 
 
 class Compared(NamedTuple):
@@ -98,16 +93,16 @@ def _differences(runs: tuple[RunFolder, ...]) -> dict[str, tuple[str, ...]]:
     for part in ("arms", "claims", "grid", "versions"):
         tables = [t[part] if isinstance(t.get(part), dict) else {} for t in trials]
         common = set.intersection(*(set(table) for table in tables))
-        for trial, table in zip(trials, tables, strict=True):
-            trial[part] = {k: v if k in common else "there" for k, v in table.items()}
-    flat = [_flat(trial) for trial in trials]
+        for one, table in zip(trials, tables, strict=True):
+            one[part] = {k: v if k in common else "there" for k, v in table.items()}
+    flat = [_flat(one) for one in trials]
     keys = dict.fromkeys(key for settings in flat for key in settings)
     rows = {key: tuple(settings.get(key, "—") for settings in flat) for key in keys}
     return {key: values for key, values in rows.items() if len(set(values)) > 1}
 
 
 def _trial(record: dict[str, Any]) -> dict[str, Any]:
-    recipe = {key: value for key, value in record["recipe"].items() if key not in NOT_THE_TRIAL}
+    recipe = trial(record["recipe"])
     first = {"recipe": record.get("name"), "commit": record.get("commit"), "versions": record.get("versions")}
     return first | recipe
 

@@ -57,6 +57,7 @@ def write_page(
         "",
         "## Method",
         "",
+        *([_plain(recipe.notes).replace("\n", "\n\n"), ""] if recipe.notes else []),
         *(f"- {line}" for line in _method(recipe)),
         "",
         "## Verdicts",

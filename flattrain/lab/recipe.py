@@ -27,6 +27,7 @@ class Recipe:
     title: str
     question: str
     paper: str
+    notes: str
     seeds: int
     axes: tuple[str, ...]
     cells: tuple[Cell, ...]
@@ -87,6 +88,7 @@ def read(name: str, raw: dict[str, Any]) -> Recipe:
         raw["title"] or name,
         raw["question"],
         raw["paper"],
+        str(raw.get("notes") or "").strip(),
         raw["seeds"],
         tuple(axes),
         tuple(cells),

@@ -21,8 +21,8 @@ from flattrain.lab.run_folder import PAGE, RECORD, REPORT, TABLE, VERDICTS
 from flattrain.ranges import Refused
 
 NOT_THE_TRIAL = (
-    "title", "question", "paper", "minutes", "figures", "presets", "preset", "jobs", "out", "store",
-    "execute", "tracking", "dry_run", "data",
+    "title", "question", "paper", "notes", "minutes", "figures", "presets", "preset", "jobs", "out",
+    "store", "execute", "tracking", "dry_run", "data",
 )  # fmt: skip
 
 Entry = dict[str, Any]

@@ -53,6 +53,7 @@ def write_report(
         *_lower_figures([_figure(claims, "claims")] if claims else [], shown[2:], len(verdicts)),
         *tuning_table.section(record),
         *raw_numbers(recipe, table_, record),
+        *_notes(recipe),
         *provenance(record),
     ]
     beside = path.with_name(path.name + ".tmp")
@@ -76,6 +77,13 @@ def chosen_figures(recipe: Recipe) -> tuple[FigureSpec, ...]:
 def slug(title: str) -> str:
     """A title as the name of a file."""
     return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:60] or "figure"
+
+
+def _notes(recipe: Recipe) -> Iterable[Markup]:
+    """What the authors of the recipe say of it: what is theirs, and what was fixed when."""
+    if recipe.notes:
+        yield tag("h2", "About the trial")
+        yield from (tag("p", line) for line in recipe.notes.splitlines() if line)
 
 
 def _figure(drawn: figures.Drawn, key: str) -> Markup:

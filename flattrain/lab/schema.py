@@ -41,6 +41,7 @@ class RecipeSchema:
     title: str = ""
     question: str = ""
     paper: str = ""
+    notes: str = ""
     minutes: float = 0.0
     problem: dict[str, Any] = field(default_factory=dict)
     model: Any = None

@@ -13,7 +13,11 @@ from recipes import CLAIM, ONE_ARM, call, write
 def home(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write(
-        tmp_path, ONE_ARM + CLAIM + "\nfigures: [{final: {quantity: train_loss, title: 'Loss | at the end'}}]"
+        tmp_path,
+        ONE_ARM
+        + CLAIM
+        + '\nnotes: "Sizes are | ours.\\nFixed before the first run."'
+        + "\nfigures: [{final: {quantity: train_loss, title: 'Loss | at the end'}}]",
     )
     assert call(capsys, "recipe=tiny", "out=run")[0] == 0
     return tmp_path
@@ -33,12 +37,15 @@ def test_a_page_has_all_sections_and_its_figures_exist(home, capsys):
             "Run it",
         ):
             assert f"\n## {section}\n" in text
+        assert "\n## Method\n\nSizes are \\| ours.\n\nFixed before the first run.\n\n- Data" in text
         assert "two_layer (width 7)" in text and "Seeds: 0 to 1." in text
         where = " out=run" if page.name == "report.md" else ""  # documentation does not say where
         assert "**falls**" in text and f"\npython -m flattrain recipe=tiny{where}\n" in text
         pictures = re.findall(r"^!\[.*?\]\((.+?)\)$", text, re.M)
         assert len(pictures) == 2 and all((page.parent / p).is_file() for p in pictures)
         assert "Loss \\| at the end" in text
+    report = (home / "run" / "report.html").read_text()
+    assert "<h2>About the trial</h2>" in report and "<p>Fixed before the first run.</p>" in report
     index = (home / "docs" / "claims" / "index.md").read_text()
     assert "| [tiny](tiny.md) | tiny | 1 undecided |" in index
     assert (home / "docs/claims/tiny/results.csv").read_bytes() == (home / "run/results.csv").read_bytes()

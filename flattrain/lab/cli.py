@@ -8,7 +8,7 @@ from flattrain.lab.together import as_one, complain, follow, following, launched
 from flattrain.ranges import Refused, suggest
 
 USAGE = """\
-flattrain: does flatness lead to generalization? Recipes run the trial and give a verdict.
+flattrain: does flatness lead to generalisation? Recipes run the trial and give a verdict.
 
   python -m flattrain list                           the recipes: paper, question, expected time
   python -m flattrain recipe=NAME                    run one; prints verdicts, writes report.html

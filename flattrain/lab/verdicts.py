@@ -132,7 +132,9 @@ def _same_again(claim: Claim, verdict: str, found: Interval, alpha: float) -> fl
     """None also for what is said to hold always: seeds that agree say nothing of how often it fails."""
     if found.share and str(claim.predicts) in ("≥ 1", "≤ 0"):
         return None
-    return _finite(same_again(found, _level(claim, alpha), lambda o: _verdict(claim, o) == verdict))
+    regions = (claim.predicts, claim.refuted_if or claim.predicts)
+    bounds = [end for region in regions for end in region.ends if end is not None]
+    return _finite(same_again(found, _level(claim, alpha), lambda o: _verdict(claim, o) == verdict, bounds))
 
 
 def _verdict(claim: Claim, found: Interval) -> str:

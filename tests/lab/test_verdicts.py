@@ -165,7 +165,7 @@ def test_a_firm_verdict_says_how_likely_other_seeds_give_it_again():
     exact = scipy_stats.norm.cdf(
         (one.interval.low - 0.34) / (0.5 - one.interval.low) * scipy_stats.norm.ppf(0.95) / 2**0.5
     )
-    assert one.same_again == pytest.approx(exact, abs=2e-3) and one.same_again > near.same_again
+    assert one.same_again == pytest.approx(exact, rel=1e-6) and one.same_again > near.same_again
     assert verdict(mean, {"above": 0.5}, values).same_again is None  # undecided
     shares = {"lower": {"quantity": "error", "arm": "a", "versus": "b", "at": {"n": 10}}}
     values |= {("b", 10, "error"): [2.0] * 20}

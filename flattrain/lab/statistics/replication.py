@@ -15,7 +15,8 @@ the k′ of another block has the beta-binomial distribution of n, k + ½, n −
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import pairwise
 
 import numpy as np
 from scipy import stats
@@ -23,32 +24,46 @@ from scipy import stats
 from flattrain.lab.statistics.interval import Interval
 from flattrain.lab.statistics.share import share
 
-_DRAWS = 1000
-_NORMAL = stats.norm.ppf((np.arange(_DRAWS) + 0.5) / _DRAWS)  # the midpoint rule over probability
 
-
-def same_again(found: Interval, level: float, same: Callable[[Interval], bool]) -> float:
+def same_again(
+    found: Interval, level: float, same: Callable[[Interval], bool], bounds: Iterable[float]
+) -> float:
     """The probability that `same` is true of the interval of another block of `found.n` seeds.
 
-    `level` is that of the two-sided interval. NaN where an end is not finite: then no s is known.
+    `level` is that of the two-sided interval, and `same` changes only where the estimate or an end crosses
+    one of `bounds`. NaN where an end is not finite: then no s is known.
     """
     if found.share:
         return _of_shares(found, level, same)
     if not (math.isfinite(found.low) and math.isfinite(found.high)):
         return math.nan
-    below, above = found.estimate - found.low, found.high - found.estimate
-    per_side = np.where(_NORMAL < 0, below, above) / stats.norm.ppf((1 + level) / 2)
-    shifts = (math.sqrt(2) * _NORMAL * per_side).tolist()
-    return sum(same(_shifted(found, shift)) for shift in shifts) / _DRAWS
+    z = float(stats.norm.ppf((1 + level) / 2))
+    crossed = {bound - at for bound in bounds for at in (found.estimate, found.low, found.high)}
+    total = 0.0
+    for left, right in pairwise((-math.inf, *sorted(crossed | {0.0}), math.inf)):
+        s = (found.estimate - found.low if right <= 0 else found.high - found.estimate) / z
+        if same(_shifted(found, _inside(left, right) if s else 0.0)):
+            total += _mass(left, right, s)
+    return total
+
+
+def _mass(left: float, right: float, s: float) -> float:
+    """Of N(0, 2 s²) between two shifts of one sign; half of all lies at 0 where s = 0."""
+    if s == 0:
+        return 0.5 if 0 in (left, right) else 0.0
+    return (math.erf(right / (2 * s)) - math.erf(left / (2 * s))) / 2
+
+
+def _inside(left: float, right: float) -> float:
+    if math.isinf(left):
+        return right - 1 - abs(right)
+    return left + 1 + abs(left) if math.isinf(right) else (left + right) / 2
 
 
 def _of_shares(found: Interval, level: float, same: Callable[[Interval], bool]) -> float:
     n, k = found.n, found.estimate * found.n
-    counts = np.arange(n + 1)
-    chances = stats.betabinom.pmf(counts, n, k + 0.5, n - k + 0.5)
-    return float(
-        sum(p for p, other in zip(chances, counts, strict=True) if same(share(int(other), n, level)))
-    )
+    chances = stats.betabinom.pmf(np.arange(n + 1), n, k + 0.5, n - k + 0.5)
+    return float(sum(p for other, p in enumerate(chances) if same(share(other, n, level))))
 
 
 def _shifted(found: Interval, by: float) -> Interval:

@@ -7,11 +7,14 @@ so the interval of the coins, with Beta quantiles at the fractional count, is no
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from scipy import stats
 
 from flattrain.lab.statistics.interval import LEVEL, Interval
 
 
+@lru_cache(maxsize=4096)
 def share(successes: float, n: int, level: float = LEVEL) -> Interval:
     """successes/n, with the ends Beta⁻¹(α/2; s, n − s + 1) and Beta⁻¹(1 − α/2; s + 1, n − s)."""
     tail = (1 - level) / 2

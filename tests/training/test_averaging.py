@@ -7,17 +7,16 @@ import torch
 from small import compiler, interrupted, same, train, trainer
 
 from flattrain.rules.plain import plain
-from flattrain.rules.sam import sam
 from flattrain.training.averaging import averaged, ema, swa
 
 
 def path(steps):
-    made = trainer(sam(rho=0.1))
+    made = trainer(plain())
     return [train(made, t).params for t in range(steps + 1)]
 
 
 def average_of(average, steps):
-    return averaged(train(trainer(sam(rho=0.1), average=average), steps))
+    return averaged(train(trainer(plain(), average=average), steps))
 
 
 def test_ema_is_the_geometric_mean_of_the_path():
@@ -48,7 +47,7 @@ def test_compiled_and_interrupted(tmp_path):
     average = swa(start=5, every=3)
 
     def fresh():
-        return trainer(sam(rho=0.1), average=average, eager=None)
+        return trainer(plain(), average=average, eager=None)
 
     assert "compiled" in fresh().backend
     whole = train(fresh(), 30)

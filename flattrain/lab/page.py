@@ -7,11 +7,12 @@ written by hand.
 
 from __future__ import annotations
 
+import gzip
 import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from flattrain.lab import tuning_table
 from flattrain.lab.provenance import registrations
@@ -23,7 +24,7 @@ from flattrain.lab.verdicts import Verdict
 from flattrain.ranges import Refused
 from flattrain.training.atomic import write_atomically
 
-LARGEST = 300_000  # bytes of a table that is kept beside its page
+LARGEST = 300_000  # bytes of a table that is kept beside its page, packed if need be
 INDEX = "index.md"
 INDEX_HEAD = (
     "# Claims tested so far",
@@ -36,6 +37,13 @@ INDEX_HEAD = (
 )
 _COUNTS = re.compile(r"seeds?\. (\d.*)\.$")
 SHOWN = 14  # arms of a recipe that are described one by one
+
+
+class Kept(NamedTuple):
+    """A file that is kept beside a page."""
+
+    name: str
+    content: bytes
 
 
 def write_page(
@@ -99,13 +107,22 @@ def page_command(words: list[str]) -> int:
     text = (run / PAGE).read_text(encoding="utf-8").replace(f"]({FIGURES}/", f"]({name}/")
     command = str(found.record.get("command", ""))
     text = text.replace(f"```\n{command}\n", f"```\n{_anywhere(command)}\n")
-    if (run / TABLE).stat().st_size <= LARGEST:
-        shutil.copyfile(run / TABLE, beside / TABLE)
-        text += f"\n[Every number]({name}/{TABLE}).\n"
+    table = _small_enough((run / TABLE).read_bytes())
+    if table:
+        (beside / table.name).write_bytes(table.content)
+        text += f"\n[Every number]({name}/{table.name}).\n"
     write_atomically(folder / f"{name}.md", text.encode())
     write_atomically(folder / INDEX, _index(folder).encode())
     print(folder / f"{name}.md")
     return 0
+
+
+def _small_enough(content: bytes) -> Kept | None:
+    """The table as it is, or packed, or not at all."""
+    if len(content) <= LARGEST:
+        return Kept(TABLE, content)
+    packed = gzip.compress(content, mtime=0)  # without the time, so that the same table is the same file
+    return Kept(f"{TABLE}.gz", packed) if len(packed) <= LARGEST else None
 
 
 def _index(folder: Path) -> str:

@@ -52,11 +52,10 @@ def estimate(kind: str, spec: dict[str, Any], table: Table, name: str, level: fl
         found = _TESTS[kind](spec, table, level) if kind != "spread" else _spread(spec, table, name, level)
     if not math.isfinite(found.estimate):
         raise Void("the values are too large to compute with")
-    ends = (
-        -math.inf if math.isnan(found.low) else found.low,
-        math.inf if math.isnan(found.high) else found.high,
+    return found._replace(
+        low=-math.inf if math.isnan(found.low) else found.low,
+        high=math.inf if math.isnan(found.high) else found.high,
     )
-    return Interval(found.estimate, *ends, found.n, found.share)
 
 
 def _one(spec: dict[str, Any], table: Table) -> Values:

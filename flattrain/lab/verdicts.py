@@ -130,7 +130,7 @@ def _level(claim: Claim, alpha: float) -> float:
 
 def _same_again(claim: Claim, verdict: str, found: Interval, alpha: float) -> float | None:
     """None also for what is said to hold always: seeds that agree say nothing of how often it fails."""
-    if found.share and str(claim.predicts) in ("≥ 1", "≤ 0"):
+    if found.share and claim.predicts in (("at_least", 1), ("at_most", 0)):
         return None
     regions = (claim.predicts, claim.refuted_if or claim.predicts)
     bounds = [end for region in regions for end in region.ends if end is not None]

@@ -23,10 +23,8 @@ class Interval(NamedTuple):
 
     def within(self, low: float, high: float) -> Interval:
         """The same, cut to the values that the statistic can take."""
-        return Interval(
-            min(max(self.estimate, low), high),
-            min(max(self.low, low), high),
-            max(min(self.high, high), low),
-            self.n,
-            self.share,
+        return self._replace(
+            estimate=min(max(self.estimate, low), high),
+            low=min(max(self.low, low), high),
+            high=max(min(self.high, high), low),
         )

@@ -67,4 +67,4 @@ def _of_shares(found: Interval, level: float, same: Callable[[Interval], bool]) 
 
 
 def _shifted(found: Interval, by: float) -> Interval:
-    return Interval(found.estimate + by, found.low + by, found.high + by, found.n)
+    return found._replace(estimate=found.estimate + by, low=found.low + by, high=found.high + by)
